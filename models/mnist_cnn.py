@@ -1,0 +1,88 @@
+"""MNIST digits with 9,596 parameters: the network, its preprocessing, its recipe and its gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TITLE = "MNIST digits, 9,596-parameter CNN"
+VERSION = "1.0.0"
+LICENCE = "MIT"
+DATASET = "mnist"
+INPUT = (1, 28, 28)
+INPUT_MEANING = "raw uint8 pixels, 0 background to 255 stroke, 28 x 28, no normalisation: that is in the graph"
+CLASSES = tuple("0123456789")
+MEAN, STD = 0.1307, 0.3081  # of the training pixels, scaled to 0..1
+GATE = 0.9940  # the least test accuracy a form of this model may have
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the network is trained. The schedule is the given one; the rest was chosen on held-out training images."""
+
+    epochs: int = 15
+    batch_size: int = 64
+    lr: float = 0.04
+    momentum: float = 0.9
+    step_size: int = 6  # epochs between two learning-rate steps
+    gamma: float = 0.1  # what a step multiplies the learning rate with
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    rotation: float = 10.0  # degrees, either way, uniform; so are the next three
+    shift: float = 1.0  # pixels
+    scale: float = 0.1  # relative
+    shear: float = 5.0  # degrees
+    elastic: float = 0.0  # pixels, standard deviation of a smooth displacement field
+    ease: float = 0.5  # what a learning-rate step multiplies all of the augmentation with
+
+
+RECIPE = Recipe()
+
+
+def network(dropout: float = 0.0) -> nn.Sequential:
+    """The 24 layers, from normalised float32 `[n, 1, 28, 28]` to logits `[n, 10, 1, 1]`.
+
+    Source: the layer table of the seed (torchsummary), 9,596 parameters, no bias in any convolution.
+    """
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        conv = nn.Conv2d(inputs, outputs, 3, bias=False)
+        return [conv, nn.BatchNorm2d(outputs), nn.ReLU(), nn.Dropout(dropout)]
+
+    return nn.Sequential(
+        *block(1, 12),
+        *block(12, 16),
+        nn.Conv2d(16, 10, 1, bias=False),
+        nn.MaxPool2d(2),
+        *block(10, 12),
+        *block(12, 16),
+        *block(16, 30),
+        nn.AvgPool2d(6),
+        nn.Conv2d(30, 10, 1, bias=False),
+    )
+
+
+def augment(images: Tensor, generator: torch.Generator, recipe: Recipe, strength: float) -> Tensor:
+    """Each image turned, moved, scaled, sheared and bent at random, `strength` times what the recipe says.
+
+    Takes and gives float32 `[n, 1, 28, 28]` in which 0 is the background. One bilinear resampling does all of it.
+    """
+    n, _, height, width = images.shape
+
+    def uniform(limit: float, *shape: int) -> Tensor:
+        return (torch.rand(n, *shape, generator=generator) * 2 - 1) * (limit * strength)
+
+    angle, shear = torch.deg2rad(uniform(recipe.rotation)), torch.deg2rad(uniform(recipe.shear))
+    stretch = 1 + uniform(recipe.scale, 2)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    rows = torch.stack([cos, torch.tan(shear) * cos - sin, sin, torch.tan(shear) * sin + cos], 1).view(n, 2, 2)
+    moved = uniform(recipe.shift, 2, 1) * 2 / torch.tensor([width, height]).view(2, 1)
+    grid = F.affine_grid(torch.cat([rows * stretch[:, None, :], moved], 2), list(images.shape), align_corners=False)
+    if recipe.elastic * strength > 0:
+        coarse = torch.randn(n, 2, 6, 6, generator=generator) * (recipe.elastic * strength * 2 / width)
+        grid = grid + F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    grid = grid.to(images.device)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,0 +1,181 @@
+"""The record of a file in the chain: what it is, its digest, what it was made from and how. Standard library only.
+
+Beside every file NAME that a stage writes lies its record NAME.json. The record carries the file's sha256 and,
+over everything else in it, its own: a byte altered in either is noticed by `read`. Digests show alteration by
+accident or by somebody who doesn't touch the rest of the chain; against somebody who rewrites all of it, sign.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CheckFailed, UsageError
+
+SUFFIX = ".json"
+_FIELDS = {"kind": str, "sha256": str, "bytes": int, "parents": dict, "options": dict, "versions": dict, "facts": dict}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file of the chain and what is on record about it. `path` is None if it was never written."""
+
+    path: Path | None
+    kind: str
+    sha256: str
+    bytes: int
+    parents: dict[str, str] = field(default_factory=dict)  # file name -> sha256
+    options: dict[str, Any] = field(default_factory=dict)  # those that have a say in the bytes
+    versions: dict[str, str] = field(default_factory=dict)  # of what made it
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.path else self.kind
+
+    def record(self) -> dict[str, Any]:
+        """What goes into the sidecar: JSON types only."""
+        body = asdict(self)
+        del body["path"]
+        return body
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of the installed ones among these distributions."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        sha = hashlib.sha256()
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def sidecar(path: Path) -> Path:
+    """Where the record of a file lies."""
+    return path.with_name(path.name + SUFFIX)
+
+
+def save(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all: what a kill leaves behind is `.NAME.part`, which the next write reuses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write(
+    path: Path | None,
+    content: bytes,
+    *,
+    kind: str,
+    parents: Sequence[Artifact] | Mapping[str, str] = (),
+    options: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Write `content` and its record, the record last: without one, a file isn't trusted. With no path, only describe."""
+    if not isinstance(parents, Mapping):
+        parents = {parent.name: parent.sha256 for parent in parents}
+    sha = hashlib.sha256(content).hexdigest()
+    made = Artifact(
+        path, kind, sha, len(content), dict(parents), _plain(options), dict(versions or {}), _plain(facts)
+    )
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sidecar(path).unlink(missing_ok=True)
+        save(path, content)
+        save(sidecar(path), _serialise(made.record()))
+    return made
+
+
+def read(path: Path) -> Artifact:
+    """The artifact at `path`, after its bytes and its record were checked.
+
+    Raises UsageError if the file or its record isn't there, CheckFailed if either was altered.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; `pipeline status` shows what there is and `pipeline run` makes it")
+    if not sidecar(path).is_file():
+        raise UsageError(f"{path}: its record {sidecar(path).name} is not beside it; copy both, or make it again")
+    record = _parse(sidecar(path))
+    found = digest(path)
+    if found != record["sha256"]:
+        raise CheckFailed(
+            f"{path}: altered: expected sha256 {record['sha256']}, received {found}; restore the file or make it again"
+        )
+    return Artifact(path=path, **record)
+
+
+def content(artifact: Artifact) -> bytes:
+    """The artifact's bytes, checked once more, so that what is used is what was checked."""
+    data = artifact.path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != artifact.sha256:
+        raise CheckFailed(f"{artifact.path}: altered: expected sha256 {artifact.sha256}, received {found}")
+    return data
+
+
+def of_kind(artifact: Artifact, *kinds: str) -> Artifact:
+    """The artifact itself, or a UsageError if it is of another kind than these."""
+    if artifact.kind not in kinds:
+        raise UsageError(f"{artifact.path}: is of kind {artifact.kind!r}: expected {' or '.join(map(repr, kinds))}")
+    return artifact
+
+
+def recorded(folder: Path) -> list[Path]:
+    """The files in a folder that have a record beside them, whether or not they still match it."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
+    return sorted(path for path in folder.iterdir() if path.is_file() and sidecar(path).is_file())
+
+
+def _plain(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """In JSON types only, so that an artifact just written equals the one that is read later."""
+    return json.loads(json.dumps(dict(values or {}), allow_nan=False))
+
+
+def _serialise(record: dict[str, Any]) -> bytes:
+    body = json.dumps(record, indent=1, ensure_ascii=False)
+    own = hashlib.sha256(body.encode()).hexdigest()
+    return (json.dumps({**record, "record_sha256": own}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """The record in a sidecar. Anything but the very bytes that `write` gave it counts as altered."""
+    altered = CheckFailed(f"{path}: the record was altered or is no record; restore it or make the artifact again")
+    raw = path.read_bytes()
+    try:
+        record = json.loads(raw)
+        del record["record_sha256"]
+        intact = _serialise(record) == raw
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise altered from error
+    if not intact or record.keys() != _FIELDS.keys():
+        raise altered
+    if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
+        raise altered
+    return record

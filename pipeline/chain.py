@@ -1,0 +1,160 @@
+"""The stages as one chain: what is fresh, what isn't and why, and a run that makes just the latter."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipeline import artifact, command, runtimes, stages
+from pipeline.artifact import Artifact
+from pipeline.errors import CheckFailed, PipelineError, UsageError
+
+MADE, FRESH, STALE, MISSING, ALTERED = "made", "fresh", "stale", "missing", "altered"
+FORMS = "*"
+
+
+@dataclass(frozen=True)
+class Link:
+    """A stage's artifact in a folder: fresh, stale, missing or altered, or just made; `why` says so in words."""
+
+    stage: str
+    path: Path
+    state: str
+    why: str = ""
+    artifact: Artifact | None = None
+
+
+def inputs(stage: ModuleType) -> list[str]:
+    """The kinds of artifact that a stage takes, by the names of its positional parameters; FORMS for `*forms`."""
+    parameters = inspect.signature(stage.run).parameters.values()
+    return [FORMS if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+
+
+def status(folder: Path, model: str) -> list[Link]:
+    """Each link of a model's chain in a folder, in order."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
+    links: list[Link] = []
+    for name in stages.names():
+        links.append(_link(stages.get(name), folder, model, links))
+    return links
+
+
+def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> Link:
+    name, path = stages.title(stage), folder / stage.FILE.format(model=model)
+    if not path.is_file():
+        return Link(name, path, MISSING)
+    if not artifact.sidecar(path).is_file():
+        return Link(name, path, MISSING, f"{artifact.sidecar(path).name} is not beside it")
+    try:
+        found = artifact.read(path)
+    except CheckFailed as error:
+        return Link(name, path, ALTERED, str(error))
+    kinds = {kind for wanted in inputs(stage) for kind in (runtimes.kinds() if wanted == FORMS else {wanted})}
+    for parent in earlier:
+        wanted = parent.state != MISSING and stages.get(parent.stage).KIND in kinds
+        if wanted and (parent.state != FRESH or found.parents.get(parent.path.name) != parent.artifact.sha256):
+            why = f"{parent.path.name} is {parent.state}" if parent.state != FRESH else f"{parent.path.name} is another one now"
+            return Link(name, path, STALE, why, found)
+    return Link(name, path, FRESH, "; ".join(found.facts.get("failures", [])), found)
+
+
+def refuse_altered(links: list[Link]) -> None:
+    """CheckFailed if a link is altered, with what was expected and received."""
+    if altered := [link.why for link in links if link.state == ALTERED]:
+        raise CheckFailed("; ".join(altered))
+
+
+def forms(folder: Path) -> list[Artifact]:
+    """Every form of a model that a folder holds, checked, in the order of the chain."""
+    order = [stages.get(name).KIND for name in stages.names()]
+    there = [artifact.read(path) for path in artifact.recorded(folder)]
+    return sorted((a for a in there if a.kind in runtimes.kinds()), key=lambda form: order.index(form.kind))
+
+
+def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A stage's positional and keyword arguments from a command's. Artifacts that aren't named are looked for in the
+    folder that is written to; where forms come from one folder, that is the folder that is written to.
+    """
+    options = {p.name: given[p.name] for p in _options(stage)}
+    found: list[Any] = []
+    for name, parameter in inspect.signature(stage.run).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            paths = given[name] or (options["out"] or command.DEFAULTS["out"],)
+            if options["out"] is None and len(paths) == 1 and paths[0].is_dir():
+                options["out"] = paths[0]
+            found += [form for path in paths for form in (forms(path) if path.is_dir() else [artifact.read(path)])]
+        elif name == "model":
+            found.append(given[name])
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            found.append(_of_kind(name, given[name], options["out"]))
+    return found, options
+
+
+def _of_kind(kind: str, path: Path | None, folder: Path) -> Artifact:
+    if path is not None:
+        found = artifact.read(path)
+        if found.kind != kind:
+            raise UsageError(f"{path}: is of kind {found.kind!r}: expected {kind!r}")
+        return found
+    there = [a for a in map(artifact.read, artifact.recorded(folder)) if a.kind == kind]
+    if len(there) != 1:
+        names = ", ".join(str(a.path) for a in there) or "none"
+        raise UsageError(f"{folder}: expected one artifact of kind {kind!r}, received {names}; name the one to use")
+    return there[0]
+
+
+def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterator[Link]:
+    """Run every stage whose parents or options aren't those on record; yields each link, made or fresh.
+
+    `options` are those of all stages, by name. A check that fails but leaves something to look at (a verification)
+    is raised when every stage has had its turn.
+    """
+    failure: CheckFailed | None = None
+    made: dict[str, Artifact] = {}
+    for name in stages.names():
+        stage = stages.get(name)
+        asked = {p.name: {**options, "out": out}[p.name] for p in _options(stage)}
+        given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
+        state = FRESH
+        found = None if force else _on_record(stage, out / stage.FILE.format(model=model), given, asked)
+        if found is None:
+            state = MADE
+            try:
+                found = stage.run(*given, **asked)
+            except CheckFailed as error:
+                if error.artifact is None:
+                    raise
+                found, failure = error.artifact, failure or error
+        made[stage.KIND] = found
+        yield Link(name, found.path, state, artifact=found)
+    if failure:
+        raise failure
+
+
+def _options(stage: ModuleType) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(stage.run).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def _given(kind: str, model: str, made: Mapping[str, Artifact]) -> list[Any]:
+    if kind == FORMS:
+        return [form for kind, form in made.items() if kind in runtimes.kinds()]
+    return [model if kind == "model" else made[kind]]
+
+
+def _on_record(stage: ModuleType, path: Path, given: list[Any], asked: dict[str, Any]) -> Artifact | None:
+    """The artifact of an earlier run, if it is unaltered, passed, and was made from these parents with these options."""
+    try:
+        found = artifact.read(path)
+    except PipelineError:
+        return None
+    parents = {a.name: a.sha256 for a in given if isinstance(a, Artifact)}
+    wanted = stage.options(*given, **asked) if hasattr(stage, "options") else asked
+    wanted = json.loads(json.dumps(wanted, default=str))
+    same = parents.items() <= found.parents.items() and found.options.items() <= wanted.items()
+    return found if same and not found.facts.get("failures") else None

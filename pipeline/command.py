@@ -1,0 +1,74 @@
+"""A stage's `run` in, click parameters out: its signature is the one place where options, defaults and help stand."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+import models
+
+DEFAULTS = {"out": Path("artifacts"), "data": Path("data")}  # for options that Python callers have to give
+
+
+def arguments(stage: ModuleType) -> list[click.Parameter]:
+    """What a stage takes: its model, or artifacts, which default to those in the folder that is written to."""
+    found: list[click.Parameter] = []
+    for parameter in inspect.signature(stage.run).parameters.values():
+        if parameter.name == "model":
+            found.append(model())
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            many = parameter.kind is parameter.VAR_POSITIONAL
+            metavar = "[FILE|FOLDER]..." if many else f"[{parameter.name.upper()}]"
+            kind = click.Path(path_type=Path)
+            nargs = -1 if many else 1
+            found.append(click.Argument([parameter.name], nargs=nargs, required=False, type=kind, metavar=metavar))
+    return found
+
+
+def model() -> click.Argument:
+    """Which model: one of the folder `models/`."""
+    return click.Argument(["model"], default=models.DEFAULT, type=click.Choice(models.names()))
+
+
+def options(some: Iterable[ModuleType]) -> list[click.Option]:
+    """The options of stages; a name that several of them have is one option and means the same in each."""
+    found: dict[str, click.Option] = {}
+    for stage in some:
+        hints = typing.get_type_hints(stage.run, include_extras=True)
+        for parameter in inspect.signature(stage.run).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
+                required = parameter.default is parameter.empty
+                default = DEFAULTS[parameter.name] if required else parameter.default
+                found[parameter.name] = _option(parameter.name, hints[parameter.name], default)
+    return list(found.values())
+
+
+def json_option() -> click.Option:
+    return click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON.")
+
+
+def _option(name: str, hint: Any, default: Any) -> click.Option:
+    """From `Annotated[TYPE, help]`; TYPE may be `T | None`, `tuple[T, ...]` (given several times) or a Literal."""
+    kind, text = typing.get_args(hint)
+    flag = f"--{name.replace('_', '-')}"
+    optional = types.NoneType in typing.get_args(kind)
+    if optional:
+        (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
+    if kind is bool:
+        declared = f"{flag}/--no-{flag[2:]}" if optional else flag
+        return click.Option([declared, name], is_flag=True, default=default, help=text)
+    many = typing.get_origin(kind) is tuple
+    if many:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is typing.Literal:
+        kind = click.Choice(typing.get_args(kind))
+    elif kind is Path:
+        kind = click.Path(path_type=Path)
+    return click.Option([flag, name], type=kind, multiple=many, default=default, show_default=default is not None, help=text)

@@ -1,0 +1,105 @@
+"""ONNX Runtime on the CPU: runs `.onnx` and `.fp16.onnx` as any user of the shipped file would."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import artifact as artifacts
+from pipeline.artifact import Artifact
+from pipeline.errors import CheckFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+READS = {"onnx": ("",), "fp16": ("",)}
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx")
+PROVIDER = "CPUExecutionProvider"
+_COMPUTE = ("Conv", "Gemm", "MatMul")  # also as parts of fused operators' names
+
+
+class Session:
+    """An ONNX Runtime session; `arithmetic` is read off the graph that its optimiser left."""
+
+    def __init__(self, artifact: Artifact, threads: int | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # warnings tell of fallbacks that `arithmetic` states for every run
+        options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        content = artifacts.content(artifact)
+        _refuse_external_data(artifact, content)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                optimised = Path(folder) / "optimised.onnx"
+                options.optimized_model_filepath = str(optimised)
+                self._session = onnxruntime.InferenceSession(content, options, providers=[PROVIDER])
+                self.arithmetic = _arithmetic(optimised)
+        except Exception as error:  # the library's own exceptions share no narrower public base
+            line = " ".join(str(error).split())[:300]
+            raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it: {line}") from error
+        self._onnxruntime = onnxruntime
+        (self._image,), (self._logits,) = self._session.get_inputs(), self._session.get_outputs()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {self._image.name: images})[0]
+
+    def step(self, batch: int) -> Callable[[], None]:
+        import numpy as np
+
+        def place(value: object, dtype: type) -> object:
+            shape = [batch, *value.shape[1:]]
+            return self._onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype))
+
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input(self._image.name, place(self._image, np.uint8))
+        binding.bind_ortvalue_output(self._logits.name, place(self._logits, np.float32))
+        session = self._session
+        return lambda: session.run_with_iobinding(binding)
+
+
+def load(artifact: Artifact, *, mode: str = "", threads: int | None = None) -> Session:
+    return Session(artifact, threads)
+
+
+def _refuse_external_data(artifact: Artifact, content: bytes) -> None:
+    """Weights in other files are neither covered by the digest nor safe to open (CVE-2026-27489 and others)."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = onnx.load_from_string(content).graph
+    except DecodeError as error:
+        raise CheckFailed(f"{artifact.path}: is no ONNX file: {error}") from error
+    outside = [tensor.name for tensor in graph.initializer if tensor.external_data]
+    if outside:
+        raise CheckFailed(f"{artifact.path}: weights {', '.join(outside)} lie in another file; expected them inside")
+
+
+def _arithmetic(optimised: Path) -> str:
+    """The element type that the compute operators of an optimised graph have, with a word if weights are cast up."""
+    import onnx
+
+    graph = onnx.load(optimised).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    halves = any(kind == onnx.TensorProto.FLOAT16 for kind in types.values())
+    for node in graph.node:
+        if node.op_type == "Cast":
+            types[node.output[0]] = node.attribute[0].i
+    used = {
+        types.get(node.input[1])
+        for node in graph.node
+        if any(part in node.op_type for part in _COMPUTE) and len(node.input) > 1
+    }
+    names = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", None: "unknown"}
+    found = "/".join(sorted(names.get(kind, str(kind)) for kind in used))
+    return f"{found}, weights cast up" if found == "float32" and halves else found

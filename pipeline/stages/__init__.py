@@ -1,0 +1,64 @@
+"""The stages, one file each, found by listing this folder; here is what their signatures share.
+
+A stage file has `ORDER` (its place in the chain), `KIND` and `FILE` (what it makes) and one public function `run`:
+positional parameters are artifacts, named by kind (`*forms` takes any that a runtime runs), keyword-only ones are
+options, each with its help text. `pipeline.cli` makes the command from that signature, `pipeline.chain` the chain.
+A stage may also define `options(...)`, what goes on record for given options, and `show(artifact)`, tables for people.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+from pipeline.artifact import Artifact
+
+Out = Annotated[Path, "Folder that artifacts are written to."]
+OptionalOut = Annotated[Path | None, "Folder that the result is written to; by default the one that was looked at."]
+Data = Annotated[Path, "Folder with MNIST in it, or to fetch it into."]
+TestData = Annotated[Path, "Folder with MNIST, or a labelled set: an .npz, or an IDX image file beside its labels."]
+
+
+def names() -> list[str]:
+    """Names of the stages there are, in the order of the chain; none of them is imported."""
+    return sorted((module.name for module in pkgutil.iter_modules(__path__)), key=_order)
+
+
+def get(name: str) -> ModuleType:
+    """The stage file called `name`, imported."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def summary(name: str) -> str:
+    """The sentence that a stage file opens with, read without importing it."""
+    return (ast.get_docstring(_source(name)) or "").partition("\n")[0]
+
+
+def title(stage: ModuleType) -> str:
+    """The stage's name without its package."""
+    return stage.__name__.rpartition(".")[2]
+
+
+def card(parent: Artifact) -> dict[str, Any]:
+    """The facts that travel down the chain: the model's card, and the answers that every later form is held against."""
+    return {name: parent.facts[name] for name in ("model", "reference")}
+
+
+def output(out: Path, file: str, parent: Artifact) -> Path:
+    """Where a stage's artifact goes."""
+    return out / file.format(model=parent.facts["model"]["name"])
+
+
+def _source(name: str) -> ast.Module:
+    return ast.parse((Path(__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
+
+
+def _order(name: str) -> int:
+    for statement in _source(name).body:
+        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", None) == "ORDER":
+            return ast.literal_eval(statement.value)
+    raise AttributeError(f"pipeline/stages/{name}.py has no ORDER")

@@ -1,0 +1,34 @@
+"""How sure a figure is: the Wilson interval, McNemar's exact test, percentiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval in which the true share lies, given `correct` of `n`. Source: E. B. Wilson, JASA 22 (1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p that two classifiers are equally good, given how often only the one and only the other is right.
+
+    Source: Q. McNemar, Psychometrika 12 (1947); exact: the binomial test on the discordant pairs.
+    """
+    from scipy.stats import binomtest
+
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def percentiles(values: Sequence[float], which: Sequence[float] = PERCENTILES) -> dict[str, float]:
+    """Percentiles of all values (nothing is clipped), keyed p50, p90...; the value that is reached, not interpolated."""
+    import numpy as np
+
+    found = np.percentile(np.asarray(values), which, method="higher")
+    return {f"p{percent:g}": float(value) for percent, value in zip(which, found, strict=True)}
