@@ -97,13 +97,11 @@ def write(
     versions: Mapping[str, str] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write `content` and its record, the record last: without one, a file isn't trusted. With no path, only describe."""
+    """Write `content` and its record, the record last: without one, a file isn't trusted. No path: only describe."""
     if not isinstance(parents, Mapping):
         parents = {parent.name: parent.sha256 for parent in parents}
     sha = hashlib.sha256(content).hexdigest()
-    made = Artifact(
-        path, kind, sha, len(content), dict(parents), _plain(options), dict(versions or {}), _plain(facts)
-    )
+    made = Artifact(path, kind, sha, len(content), dict(parents), _plain(options), dict(versions or {}), _plain(facts))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         sidecar(path).unlink(missing_ok=True)

@@ -59,7 +59,11 @@ def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> L
     for parent in earlier:
         wanted = parent.state != MISSING and stages.get(parent.stage).KIND in kinds
         if wanted and (parent.state != FRESH or found.parents.get(parent.path.name) != parent.artifact.sha256):
-            why = f"{parent.path.name} is {parent.state}" if parent.state != FRESH else f"{parent.path.name} is another one now"
+            why = (
+                f"{parent.path.name} is {parent.state}"
+                if parent.state != FRESH
+                else f"{parent.path.name} is another one now"
+            )
             return Link(name, path, STALE, why, found)
     return Link(name, path, FRESH, "; ".join(found.facts.get("failures", [])), found)
 
@@ -148,7 +152,7 @@ def _given(kind: str, model: str, made: Mapping[str, Artifact]) -> list[Any]:
 
 
 def _on_record(stage: ModuleType, path: Path, given: list[Any], asked: dict[str, Any]) -> Artifact | None:
-    """The artifact of an earlier run, if it is unaltered, passed, and was made from these parents with these options."""
+    """The artifact of an earlier run, if it is unaltered, passed, and was made from these parents and options."""
     try:
         found = artifact.read(path)
     except PipelineError:

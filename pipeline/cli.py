@@ -102,7 +102,7 @@ def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
     if as_json:
         console.result(json.dumps({step.path.name: step.artifact.record() for step in steps}, indent=1))
     else:
-        for step in reversed(steps):
+        for step in sorted(steps, key=lambda step: step.artifact.kind == "verification"):
             if hasattr(stages.get(step.stage), "show"):
                 stages.get(step.stage).show(step.artifact)
     if failure:
@@ -113,14 +113,18 @@ def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
 
 @cli.command(context_settings=SETTINGS)
 @click.argument("folder", type=click.Path(path_type=Path), default=command.DEFAULTS["out"])
-@click.option("--model", type=click.Choice(models.names()), default=models.DEFAULT, show_default=True, help="Which model.")
+@click.option(
+    "--model", type=click.Choice(models.names()), default=models.DEFAULT, show_default=True, help="Which model."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def status(folder: Path, model: str, as_json: bool) -> None:
     """Each link of the chain in a folder: fresh, stale, missing or altered. Exits 1 if one is altered."""
     links = chain.status(folder, model)
     rows = [[link.stage, link.path.name, link.state, link.why] for link in links]
     if as_json:
-        console.result(json.dumps([dict(zip(("stage", "file", "state", "why"), row, strict=True)) for row in rows], indent=1))
+        console.result(
+            json.dumps([dict(zip(("stage", "file", "state", "why"), row, strict=True)) for row in rows], indent=1)
+        )
     else:
         console.table(["stage", "file", "state", "why"], rows, title=str(folder))
     chain.refuse_altered(links)
@@ -134,7 +138,9 @@ def list_models(as_json: bool) -> None:
     if as_json:
         console.result(json.dumps([dict(zip(("name", "title", "gate"), row, strict=True)) for row in rows], indent=1))
     else:
-        console.table(["model", "what", "gate"], [[name, title, f"{gate:.2%}"] for name, title, gate in rows], title="models")
+        console.table(
+            ["model", "what", "gate"], [[name, title, f"{gate:.2%}"] for name, title, gate in rows], title="models"
+        )
 
 
 @cli.command(context_settings=SETTINGS)

@@ -71,4 +71,6 @@ def _option(name: str, hint: Any, default: Any) -> click.Option:
         kind = click.Choice(typing.get_args(kind))
     elif kind is Path:
         kind = click.Path(path_type=Path)
-    return click.Option([flag, name], type=kind, multiple=many, default=default, show_default=default is not None, help=text)
+    return click.Option(
+        [flag, name], type=kind, multiple=many, default=default, show_default=default is not None, help=text
+    )

@@ -16,7 +16,7 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p that two classifiers are equally good, given how often only the one and only the other is right.
+    """Two-sided exact p that two classifiers are equally good, given how often only the one or the other is right.
 
     Source: Q. McNemar, Psychometrika 12 (1947); exact: the binomial test on the discordant pairs.
     """
@@ -27,7 +27,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def percentiles(values: Sequence[float], which: Sequence[float] = PERCENTILES) -> dict[str, float]:
-    """Percentiles of all values (nothing is clipped), keyed p50, p90...; the value that is reached, not interpolated."""
+    """Percentiles of all values (nothing is clipped), keyed p50, p90...; values that occurred, not interpolated."""
     import numpy as np
 
     found = np.percentile(np.asarray(values), which, method="higher")

@@ -2,8 +2,8 @@
 
 ONNX Runtime's CPU provider computes such a graph in float32, so its agreement proves the weights' rounding only.
 Here every value that an operator hands on is a float16, as on a GPU. Two modes bound what a GPU does in between:
-"float32 sums" as tensor cores accumulate, one rounding an operator; "float16 sums", the worst case, rounds after
-each of the additions, in order.
+float32 sums, as tensor cores accumulate, have one rounding an operator; float16 sums, the worst case, are rounded
+after each addition, in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline import artifact as artifacts
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed
 
-MODES = ("float32 sums", "float16 sums")
+MODES = ("float32 sums, as tensor cores", "float16 sums, worst case")
 READS = {"fp16": MODES}
 PACKAGES = ("numpy", "onnx")
 CHUNK = 64  # images at once: their columns still fit the processor's caches
@@ -34,16 +34,18 @@ def to_float16(values: np.ndarray) -> np.ndarray:
 
 
 class Session:
-    """The graph of a `.fp16.onnx`, run node by node. Values lie as float32 `[c, n, h, w]` that are all float16 numbers."""
+    """The graph of a `.fp16.onnx`, run node by node. Values lie as float32 `[c, n, h, w]`, all float16 numbers."""
 
     def __init__(self, artifact: Artifact, mode: str, threads: int | None) -> None:
         import onnx
         from onnx import numpy_helper
 
-        self._path, self.arithmetic = artifact.path, f"float16, {mode}"
-        self._dot = {"float32 sums": _dot_float32, "float16 sums": _dot_float16}[mode]
+        self._path, self.arithmetic = artifact.path, mode
+        self._dot = dict(zip(MODES, (_dot_float32, _dot_float16), strict=True))[mode]
         graph = onnx.load_from_string(artifacts.content(artifact)).graph
-        self._nodes = [(node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}) for node in graph.node]
+        self._nodes = [
+            (node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}) for node in graph.node
+        ]
         weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         wide = [name for name, value in weights.items() if value.dtype == np.float32]
         if wide:
@@ -91,26 +93,29 @@ def _dot_float16(weights: np.ndarray, columns: np.ndarray, finish: Callable) -> 
         part = np.ascontiguousarray(columns[:, start : start + TILE])
         sums = np.zeros((len(weights), part.shape[1]), np.float32)
         work = np.empty_like(sums)
+        limit = 1.1 * np.abs(weights).sum(1).max() * np.abs(part).max()  # of any sum, its roundings included
         for k in range(len(part)):
             np.multiply(weights[:, k, None], part[k], out=work)
             np.add(sums, work, out=sums)
-            round_in_place(sums, work)
+            round_in_place(sums, work, may_overflow=not limit <= LARGEST)
         total[:, start : start + TILE] = sums
     return to_float16(finish(total))
 
 
-def round_in_place(values: np.ndarray, work: np.ndarray) -> None:
+def round_in_place(values: np.ndarray, work: np.ndarray, *, may_overflow: bool = True) -> None:
     """`to_float16`, several times faster than numpy's casts: adding and subtracting 1.5 * 2^13 times the value's
     power of two leaves float32's own rounding (to nearest, ties to even) just float16's ten bits behind the first.
     """
     bits = work.view(np.uint32)
     np.abs(values, out=work)
     np.maximum(work, np.float32(2.0**-14), out=work)  # below its smallest normal number float16 is evenly spaced
+    if may_overflow:
+        np.minimum(work, np.float32(2.0**17), out=work)  # so that an infinity stays one
     np.bitwise_and(bits, np.uint32(0x7F800000), out=bits)
     np.multiply(work, np.float32(1.5 * 2**13), out=work)
     np.add(values, work, out=values)
     np.subtract(values, work, out=values)
-    if np.abs(values, out=work).max() > LARGEST:
+    if may_overflow and np.abs(values, out=work).max() > LARGEST:
         values[work > LARGEST] *= np.float32(np.inf)
 
 

@@ -13,6 +13,7 @@ from pipeline.errors import CheckFailed
 
 if TYPE_CHECKING:
     import numpy as np
+    from onnx import GraphProto
 
 READS = {"onnx": ("",), "fp16": ("",)}
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx")
@@ -31,13 +32,13 @@ class Session:
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
         content = artifacts.content(artifact)
-        _refuse_external_data(artifact, content)
+        graph = _graph(artifact, content)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 optimised = Path(folder) / "optimised.onnx"
                 options.optimized_model_filepath = str(optimised)
                 self._session = onnxruntime.InferenceSession(content, options, providers=[PROVIDER])
-                self.arithmetic = _arithmetic(optimised)
+                self.arithmetic = _arithmetic(graph, optimised)
         except Exception as error:  # the library's own exceptions share no narrower public base
             line = " ".join(str(error).split())[:300]
             raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it: {line}") from error
@@ -71,8 +72,10 @@ def load(artifact: Artifact, *, mode: str = "", threads: int | None = None) -> S
     return Session(artifact, threads)
 
 
-def _refuse_external_data(artifact: Artifact, content: bytes) -> None:
-    """Weights in other files are neither covered by the digest nor safe to open (CVE-2026-27489 and others)."""
+def _graph(artifact: Artifact, content: bytes) -> GraphProto:
+    """The file's graph. Refuses weights in other files: no digest covers them, and opening them is not safe
+    (CVE-2026-27489 and others).
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -83,23 +86,21 @@ def _refuse_external_data(artifact: Artifact, content: bytes) -> None:
     outside = [tensor.name for tensor in graph.initializer if tensor.external_data]
     if outside:
         raise CheckFailed(f"{artifact.path}: weights {', '.join(outside)} lie in another file; expected them inside")
+    return graph
 
 
-def _arithmetic(optimised: Path) -> str:
-    """The element type that the compute operators of an optimised graph have, with a word if weights are cast up."""
+def _arithmetic(graph: GraphProto, optimised: Path) -> str:
+    """What the compute operators of the optimised graph work in, and on which weights, if those of the file differ."""
     import onnx
 
-    graph = onnx.load(optimised).graph
+    def element(kinds: set) -> str:
+        return "/".join(sorted(str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in kinds if kind))
+
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    halves = any(kind == onnx.TensorProto.FLOAT16 for kind in types.values())
-    for node in graph.node:
-        if node.op_type == "Cast":
-            types[node.output[0]] = node.attribute[0].i
-    used = {
-        types.get(node.input[1])
-        for node in graph.node
-        if any(part in node.op_type for part in _COMPUTE) and len(node.input) > 1
-    }
-    names = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", None: "unknown"}
-    found = "/".join(sorted(names.get(kind, str(kind)) for kind in used))
-    return f"{found}, weights cast up" if found == "float32" and halves else found
+    stored = element({kind for kind in types.values() if kind != onnx.TensorProto.INT64})
+    ran = onnx.load(optimised).graph
+    types = {tensor.name: tensor.data_type for tensor in ran.initializer}
+    types |= {node.output[0]: node.attribute[0].i for node in ran.node if node.op_type == "Cast"}
+    compute = [node for node in ran.node if any(part in node.op_type for part in _COMPUTE)]
+    used = element({types.get(node.input[1]) for node in compute})
+    return used if used == stored else f"{used} on {stored} weights"

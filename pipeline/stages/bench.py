@@ -48,7 +48,9 @@ def run(
     rounds, so their ratios hold on a busy machine. Warns when the rounds' medians vary by more than 2.5 %.
     """
     if not forms:
-        raise UsageError("nothing to measure: expected a form of a model, or a folder with one; `pipeline run` makes them")
+        raise UsageError(
+            "nothing to measure: expected a form of a model, or a folder with one; `pipeline run` makes them"
+        )
     if compare and not any(form.kind == "checkpoint" for form in forms):
         raise UsageError("--compare needs the checkpoint among the forms: name it, or a folder with it")
     if min((*batch, threads)) < 1:
@@ -145,7 +147,9 @@ def _speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _versions(forms: tuple[Artifact, ...]) -> dict[str, str]:
-    return artifact.versions(*sorted({package for form in forms for runtime, _ in _timed(form) for package in runtime.PACKAGES}))
+    return artifact.versions(
+        *sorted({package for form in forms for runtime, _ in _timed(form) for package in runtime.PACKAGES})
+    )
 
 
 def show(latency: Artifact) -> None:
@@ -165,8 +169,12 @@ def show(latency: Artifact) -> None:
             [r["form"], str(r["batch"]), f"{r['median']:.2f}", "{:.2f} – {:.2f}".format(*r["quartiles"])]
             for r in found["speedup"]
         ]
-        console.table(["form", "batch", "times faster", "quartiles"], ratios, title="against the checkpoint in PyTorch eager")
+        console.table(
+            ["form", "batch", "times faster", "quartiles"], ratios, title="against the checkpoint in PyTorch eager"
+        )
     if found["quick"]:
         console.say(f"quick: fewer than the {ENOUGH:,} requests that a p90 is claimed from")
     if found["unstable"]:
-        console.say(f"unstable: medians varied by over {UNSTABLE:.1%} between rounds for {', '.join(found['unstable'])}")
+        console.say(
+            f"unstable: medians varied by over {UNSTABLE:.1%} between rounds for {', '.join(found['unstable'])}"
+        )

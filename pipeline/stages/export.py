@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from pipeline import artifact
@@ -21,9 +23,7 @@ IMAGES, LOGITS = "images", "logits"
 OPERATORS = {"Cast", "Conv", "Relu", "MaxPool", "AveragePool", "Reshape"}
 
 
-def run(
-    folded: Artifact, *, out: Out, opset: Annotated[int, "ONNX operator set of the file."] = 18
-) -> Artifact:
+def run(folded: Artifact, *, out: Out, opset: Annotated[int, "ONNX operator set of the file."] = 18) -> Artifact:
     """Export the folded network to ONNX: uint8 images [batch, 1, 28, 28] in, float32 logits [batch, 10] out.
 
     Raises CheckFailed if the exporter wrote another opset, other operators or other inputs and outputs than asked for.
@@ -46,25 +46,37 @@ def _export(folded: Artifact, opset: int) -> onnx.ModelProto:
     import torch
 
     example = torch.zeros(2, *folded.facts["model"]["input"], dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations; what it wrote is checked below
-        program = torch.onnx.export(
-            pytorch.network(folded),
-            (example,),
-            dynamo=True,
-            external_data=False,
-            opset_version=opset,
-            input_names=[IMAGES],
-            output_names=[LOGITS],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    return program.model_proto
+    options = {
+        "dynamo": True,
+        "external_data": False,
+        "opset_version": opset,
+        "input_names": [IMAGES],
+        "output_names": [LOGITS],
+        "dynamic_shapes": ({0: torch.export.Dim("batch")},),
+        "verbose": False,
+    }
+    try:
+        with _quiet():
+            return torch.onnx.export(pytorch.network(folded), (example,), **options).model_proto
+    except (RuntimeError, ValueError, TypeError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise CheckFailed(f"{folded.path}: PyTorch can't export it with opset {opset}: {line}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's deprecations and its remarks on opsets: what it wrote is checked."""
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the exporter's notes (stack traces with paths, types that can be inferred): they would double the file."""
+    """Without the exporter's notes (stack traces with paths, inferable types): they would double the file."""
     import onnx
 
     graph = model.graph
@@ -93,7 +105,7 @@ def _describe(model: onnx.ModelProto, folded: Artifact) -> None:
         "licence": about["licence"],
         "classes": ",".join(about["classes"]),
         "input": about["input_meaning"],
-        "accuracy": f"{reference['correct'] / reference['n']:.4f} on {reference['n']} images of the {reference['name']}",
+        "accuracy": f"{reference['correct'] / reference['n']:.4f} of {reference['n']} images, {reference['name']}",
         "parent_sha256": folded.sha256,
     }
     onnx.helper.set_model_props(model, properties)

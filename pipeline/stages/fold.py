@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import artifact, dataset
@@ -30,9 +29,13 @@ def run(checkpoint: Artifact, *, out: Out, data: Data) -> Artifact:
     model = checkpoint.facts["model"]
     layers = fold(pytorch.network(checkpoint).layers, mean=model["mean"], std=model["std"])
     weights = {name: tensor.contiguous() for name, tensor in layers.state_dict().items()}
-    difference = _largest_difference(pytorch.network(checkpoint), pytorch.from_pixels(layers), dataset.test(data).images)
+    difference = _largest_difference(
+        pytorch.network(checkpoint), pytorch.from_pixels(layers), dataset.test(data).images
+    )
     if not difference <= TOLERANCE:
-        raise CheckFailed(f"{checkpoint.path}: folded, a logit differs by {difference:.3g}: expected at most {TOLERANCE}")
+        raise CheckFailed(
+            f"{checkpoint.path}: folded, a logit differs by {difference:.3g}: expected at most {TOLERANCE}"
+        )
     return artifact.write(
         output(out, FILE, checkpoint),
         safetensors.torch.save(weights),
@@ -71,7 +74,7 @@ def fold(layers: torch.nn.Sequential, *, mean: float, std: float) -> torch.nn.Se
             folded[-1] = _into_conv(folded[-1], *_scale_and_shift(layer))
         else:
             folded.append(_double(layer))
-    first = folded[0]  # 3
+    first = next(iter(folded), None)  # 3
     if type(first) is not nn.Conv2d or first.padding not in ((0, 0), "valid"):
         raise CheckFailed("the normalisation folds into a first Conv2d without padding only")
     shift = (-mean / std) * first.weight.sum((1, 2, 3))

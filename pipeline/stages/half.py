@@ -25,7 +25,7 @@ BATCH = 500
 
 
 def run(onnx: Artifact, *, out: Out, data: Data) -> Artifact:
-    """Convert the ONNX file to float16: weights and arithmetic, with a cast in after the input and out before the output.
+    """Convert the ONNX file to float16, weights and arithmetic, with a cast after the input and one before the output.
 
     1. Weights are scaled between layers by powers of two, which changes no result, to keep clear of float16's ends.
     2. Over all training images nothing overflows or rounds to zero; the margins go on record.
@@ -87,7 +87,9 @@ def _equalise(model: ModelProto, ranges: dict[str, dict[str, float]]) -> list[in
     convolutions, weights = _convolutions(model), _weights(model)
     others = {node.op_type for node in model.graph.node} - {"Conv", *SCALE_PASSES}
     if others:
-        raise CheckFailed(f"weights can't be scaled past {', '.join(sorted(others))}: expected {', '.join(SCALE_PASSES)}")
+        raise CheckFailed(
+            f"weights can't be scaled past {', '.join(sorted(others))}: expected {', '.join(SCALE_PASSES)}"
+        )
     largest = np.log2([np.abs(weights[node.input[1]]).max() for node in convolutions])
     wanted = np.cumsum(largest.mean() - largest)
     room = [np.log2(LARGEST / HEADROOM**2 / ranges[node.output[0]]["largest"]) for node in convolutions]

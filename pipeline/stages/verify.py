@@ -69,16 +69,24 @@ def options(*_: Artifact, data: Path, gate: float | None, **__: Any) -> dict[str
 def _one_model(forms: tuple[Artifact, ...], split: Split) -> dict[str, Any]:
     """The card of the model that all of these are forms of; UsageError if there is none, or the images don't fit it."""
     if not forms:
-        raise UsageError("nothing to verify: expected a form of a model, or a folder with one; `pipeline run` makes them")
+        raise UsageError(
+            "nothing to verify: expected a form of a model, or a folder with one; `pipeline run` makes them"
+        )
+    for form in forms:
+        runtimes.readers(form.kind)
     cards = [form.facts["model"] for form in forms]
     for form, card in zip(forms, cards, strict=True):
         if card["name"] != cards[0]["name"]:
-            raise UsageError(f"{form.path}: is a form of {card['name']}: expected {cards[0]['name']}, as the others are")
+            raise UsageError(
+                f"{form.path}: is a form of {card['name']}: expected {cards[0]['name']}, as the others are"
+            )
     shape, classes = list(split.images.shape[1:]), len(cards[0]["classes"])
     if shape != cards[0]["input"]:
         raise UsageError(f"{split.name}: images are {shape}: {cards[0]['name']} expects {cards[0]['input']}")
-    if not (0 <= split.labels.min() and split.labels.max() < classes):
-        raise UsageError(f"{split.name}: labels go from {split.labels.min()} to {split.labels.max()}: expected 0 to {classes - 1}")
+    if not (split.labels.min() >= 0 and split.labels.max() < classes):
+        raise UsageError(
+            f"{split.name}: labels go from {split.labels.min()} to {split.labels.max()}: expected 0 to {classes - 1}"
+        )
     return cards[0]
 
 
@@ -141,7 +149,7 @@ def _largest(difference: np.ndarray) -> float | None:
 
 
 def _problem(row: dict[str, Any], gate: float, reference: dict[str, Any]) -> str | None:
-    name = f"{row['form']} ({row['runtime']}, {row['arithmetic']})"
+    name = f"{row['form']} ({row['runtime']}: {row['arithmetic']})"
     if not row["finite"]:
         return f"{name}: gives logits that are not finite numbers"
     if row["accuracy"] < gate:
@@ -165,7 +173,7 @@ def show(verification: Artifact) -> None:
     rows = [
         [
             row["form"],
-            f"{row['runtime']}, {row['arithmetic']}",
+            f"{row['runtime']}: {row['arithmetic']}",
             f"{row['bytes'] / 1000:.1f} KB",
             f"{row['accuracy']:.2%}",
             f"{row['interval'][0]:.2%} – {row['interval'][1]:.2%}",
@@ -175,7 +183,16 @@ def show(verification: Artifact) -> None:
         ]
         for row in found["rows"]
     ]
-    headers = ["form", "runtime, arithmetic", "size", "accuracy", "95 % interval", "differ", "McNemar p", "logits within"]
+    headers = [
+        "form",
+        "runtime: arithmetic",
+        "size",
+        "accuracy",
+        "95 % interval",
+        "differ",
+        "McNemar p",
+        "logits within",
+    ]
     title = f"{found['data']['name']}, {found['data']['images']:,} images; compared with {found['compared_with']}"
     console.table(headers, rows, title=title)
     verdict = "passed" if found["passed"] else "FAILED"

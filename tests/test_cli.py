@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command, one_line
+
+from pipeline import stages
+
+COMMANDS = [*stages.names(), "run", "status", "models", "show"]
+HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "scipy", "tensorrt", "numpy", "rich"}
+
+
+def imported_by(*arguments: object) -> set[str]:
+    code = (
+        "import sys; from pipeline.cli import main\ntry: main()\nfinally: print(' '.join(sys.modules), file=sys.stderr)"
+    )
+    line = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    return set(result.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(arguments):
+    assert not imported_by(*arguments) & HEAVY
+
+
+@pytest.mark.parametrize("name", stages.names())
+def test_help_of_a_stage_imports_no_library_it_will_use(name):
+    assert not imported_by(name, "-h") & {"torch", "onnx", "onnxruntime", "scipy"}
+
+
+def test_help_takes_under_a_quarter_of_a_second_of_processor_time():
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    once()  # compiles
+    assert min(once() for _ in range(5)) < 0.25
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name):
+    for flag in ("-h", "--help"):
+        result = command(name, flag)
+        assert result.returncode == 0 and result.stdout.startswith(f"Usage: pipeline {name}")
+    assert "--json" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_one_line_and_exit_code_2(name):
+    assert "--no-such-option" in one_line(command(name, "--no-such-option"), 2)
+
+
+def test_an_unknown_command_is_one_line_and_exit_code_2():
+    assert "No such command 'deploj'" in one_line(command("deploj"), 2)
+
+
+def test_no_command_shows_help_and_exits_2():
+    result = command()
+    assert result.returncode == 2 and "Stages:" in result.stdout + result.stderr
+
+
+def test_options_with_defaults_show_them():
+    assert "[default: 18]" in command("export", "-h").stdout
+    assert "[default: data]" in command("train", "-h").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell):
+    assert "_PIPELINE_COMPLETE" in command(_PIPELINE_COMPLETE=f"{shell}_source").stdout
+
+
+def test_completion_knows_stages_and_options():
+    words = {"COMP_WORDS": "pipeline ex", "COMP_CWORD": "1", "_PIPELINE_COMPLETE": "bash_complete"}
+    assert "export" in command(**words).stdout
+    words |= {"COMP_WORDS": "pipeline export --op", "COMP_CWORD": "2"}
+    assert "--opset" in command(**words).stdout
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_folder_that_cannot_be_written_to_is_one_line(chain):
+    error = one_line(command("export", chain / "mnist_cnn.folded.safetensors", "--out", "/proc/nothing"), 1)
+    assert "/proc/nothing" in error
+
+
+def test_a_folder_in_the_way_is_one_line(chain, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in one_line(command("export", chain / "mnist_cnn.folded.safetensors", "--out", tmp_path / "file"), 1)
+    (tmp_path / "x.onnx").mkdir()
+    one_line(command("verify", tmp_path / "x.onnx"), 2)
+
+
+def test_json_is_all_there_is_on_stdout(chain, data):
+    for line in (["verify", chain / "mnist_cnn.onnx", "--data", data, "--gate", "0"], ["status", chain], ["models"]):
+        json.loads(command(*line, "--json").stdout)
+
+
+def test_ctrl_c_is_one_line(data, tmp_path):
+    import signal
+
+    line = [sys.executable, "-m", "pipeline", "train", "--data", str(data), "--out", str(tmp_path)]
+    process = subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE)
+    seen = b""
+    while b"epoch 1" not in seen:
+        seen += os.read(process.stderr.fileno(), 1000) or pytest.fail("ended before it was interrupted")
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in rest and b"error: interrupted" in rest

@@ -1,0 +1,52 @@
+"""The committed files: verified again from their bytes, with no training."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import ROOT, command
+
+from pipeline import artifact
+
+RELEASE = ROOT / "artifacts"
+FILES = ["mnist_cnn.onnx", "mnist_cnn.fp16.onnx"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_reaches_the_gate_again(data, name):
+    result = command("verify", RELEASE / name, "--data", data, "--json")
+    assert result.returncode == 0, result.stderr
+    recorded = {
+        (row["form"], row["arithmetic"]): row for row in artifact.read(RELEASE / "verification.json").facts["rows"]
+    }
+    for row in json.loads(result.stdout)["facts"]["rows"]:
+        assert row["accuracy"] >= 0.9940 and row["differ"] <= (5 if "fp16" in name else 0)
+        known = recorded[row["form"], row["arithmetic"]]
+        assert row["sha256"] == known["sha256"]
+        assert abs(row["correct"] - known["correct"]) <= 2  # another processor may sum in another order
+
+
+def test_it_is_small_and_its_chain_holds():
+    onnx, half = (artifact.read(RELEASE / name) for name in FILES)
+    assert onnx.bytes <= 42_000 and half.bytes <= 24_000
+    assert half.parents == {"mnist_cnn.onnx": onnx.sha256}
+    verification = artifact.read(RELEASE / "verification.json")
+    assert verification.parents[half.name] == half.sha256 and verification.facts["passed"]
+    assert verification.parents.keys() >= onnx.parents.keys()
+
+
+def test_it_was_made_with_the_default_recipe():
+    from dataclasses import asdict
+
+    from models import mnist_cnn
+
+    history = artifact.read(RELEASE / "mnist_cnn.history.csv")
+    checkpoint = artifact.read(RELEASE / "verification.json").parents["mnist_cnn.safetensors"]
+    assert history.parents == {"mnist_cnn.safetensors": checkpoint}
+    assert history.options == {
+        "seed": 0,
+        "model": "mnist_cnn",
+        **asdict(mnist_cnn.RECIPE),
+        **{"precision": history.options["precision"]},
+    }

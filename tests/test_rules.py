@@ -1,0 +1,109 @@
+"""The house's rules: who may import what, and a README whose commands are true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command
+
+from pipeline import artifact, stages
+
+README = (ROOT / "README.md").read_text()
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports anywhere in it, `from a import b` as both `a` and `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_ruff_finds_nothing():
+    for arguments in (["check"], ["format", "--check"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_data_goes_one_way(path):
+    names = imports(path)
+    room = path.parent.name
+    others = {f"pipeline.stages.{name}" for name in stages.names()} - {f"pipeline.stages.{path.stem}"}
+    if path.stem not in ("cli", "__main__"):
+        assert "pipeline.cli" not in names
+    if room == "stages":
+        assert not names & others, "a stage knows no other stage"
+        assert not names & {"pipeline.chain", "pipeline.command"}
+    if room == "runtimes":
+        assert not {n for n in names if n.startswith("pipeline.stages")} and "pipeline.chain" not in names
+    if path.stem in ("artifact", "errors"):
+        outside = {n.split(".")[0] for n in names} - {"pipeline", "__future__"} - set(sys.stdlib_module_names)
+        assert not outside, "standard library only"
+    if path.stem not in ("pytorch", "train", "training", "fold", "export"):
+        assert not {n for n in names if n.split(".")[0] in ("torch", "torchvision")}
+
+
+def test_the_jetson_side_runs_without_torch(chain, data):
+    """With torch and what else only the host has made unimportable."""
+    absent = ("torch", "torchvision", "onnxscript", "safetensors", "models.mnist_cnn")
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nfrom pipeline.cli import main; main()"
+    for line in (
+        ["verify", chain / "mnist_cnn.onnx", chain / "mnist_cnn.fp16.onnx", "--gate", "0.9", "--data", data],
+        ["bench", chain / "mnist_cnn.fp16.onnx", "--quick", "--batch", "1"],
+        ["status", chain],
+        ["show", chain / "mnist_cnn.onnx"],
+    ):
+        result = subprocess.run([sys.executable, "-c", code, *map(str, line)], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip() and line[0] != "#"]
+
+
+@pytest.mark.parametrize("line", [line for line in readme_commands() if line.startswith("pipeline ")])
+def test_every_command_in_the_readme_is_one_that_there_is(line):
+    """Each option and subcommand is known; those that only look are run."""
+    words = line.split("#")[0].split()[1:]
+    result = command(words[0], "-h")
+    assert result.returncode == 0
+    for option in [word.split("=")[0] for word in words if word.startswith("--")]:
+        assert option in result.stdout, line
+    if words[0] in ("status", "show", "models"):
+        assert command(*words).returncode == 0
+
+
+def test_the_readme_shows_every_stage():
+    for name in [*stages.names(), "run", "status"]:
+        assert f"pipeline {name}" in README
+
+
+def test_the_readmes_second_command_is_what_ci_runs():
+    second = readme_commands()[1]
+    assert second in (ROOT / ".ci/run").read_text()
+    assert "pytest" in second and "[host,test]" in second
+
+
+def test_the_readmes_table_is_the_releases_verification():
+    release = artifact.read(ROOT / "artifacts/verification.json")
+    latency = {
+        row["form"]: row for row in artifact.read(ROOT / "artifacts/latency.json").facts["rows"] if row["batch"] == 1
+    }
+    for row in release.facts["rows"]:
+        cells = [f"`{row['form']}`", f"{row['bytes'] / 1000:.1f} KB", f"{row['runtime']}: {row['arithmetic']}"]
+        cells += [f"{row['accuracy']:.2%}", f"{row['interval'][0]:.2%} – {row['interval'][1]:.2%}", str(row["differ"])]
+        timed = row["runtime"] == latency[row["form"]]["runtime"]
+        cells.append(f"{latency[row['form']]['microseconds']['p50']:.0f} µs" if timed else "–")
+        assert f"| {' | '.join(cells)} |" in README
