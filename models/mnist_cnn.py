@@ -31,10 +31,10 @@ class Recipe:
     gamma: float = 0.1  # what a step multiplies the learning rate with
     dropout: float = 0.0
     label_smoothing: float = 0.0
-    rotation: float = 10.0  # degrees, either way, uniform; so are the next three
-    shift: float = 1.0  # pixels
-    scale: float = 0.1  # relative
-    shear: float = 5.0  # degrees
+    rotation: float = 7.0  # degrees, either way, uniform; so are the next three
+    shift: float = 0.7  # pixels
+    scale: float = 0.05  # relative
+    shear: float = 3.0  # degrees
     elastic: float = 0.0  # pixels, standard deviation of a smooth displacement field
     ease: float = 0.5  # what a learning-rate step multiplies all of the augmentation with
 

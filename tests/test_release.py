@@ -44,9 +44,5 @@ def test_it_was_made_with_the_default_recipe():
     history = artifact.read(RELEASE / "mnist_cnn.history.csv")
     checkpoint = artifact.read(RELEASE / "verification.json").parents["mnist_cnn.safetensors"]
     assert history.parents == {"mnist_cnn.safetensors": checkpoint}
-    assert history.options == {
-        "seed": 0,
-        "model": "mnist_cnn",
-        **asdict(mnist_cnn.RECIPE),
-        **{"precision": history.options["precision"]},
-    }
+    expected = {**asdict(mnist_cnn.RECIPE), "model": "mnist_cnn", "seed": 0, "limit": None, "precision": "bfloat16"}
+    assert history.options == expected

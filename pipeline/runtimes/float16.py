@@ -107,11 +107,10 @@ def round_in_place(values: np.ndarray, work: np.ndarray, *, may_overflow: bool =
     power of two leaves float32's own rounding (to nearest, ties to even) just float16's ten bits behind the first.
     """
     bits = work.view(np.uint32)
-    np.abs(values, out=work)
+    np.bitwise_and(values.view(np.uint32), np.uint32(0x7F800000), out=bits)  # the value's power of two
     np.maximum(work, np.float32(2.0**-14), out=work)  # below its smallest normal number float16 is evenly spaced
     if may_overflow:
         np.minimum(work, np.float32(2.0**17), out=work)  # so that an infinity stays one
-    np.bitwise_and(bits, np.uint32(0x7F800000), out=bits)
     np.multiply(work, np.float32(1.5 * 2**13), out=work)
     np.add(values, work, out=values)
     np.subtract(values, work, out=values)

@@ -36,6 +36,7 @@ def run(
     resume: Annotated[
         bool | None, "Continue an interrupted training; by default if there is one with the same options."
     ] = None,
+    limit: Annotated[int | None, "Train on the first so many images only: for a try, not for a result."] = None,
     epochs: Annotated[
         int | None, "Passes over the training images. This and the numbers below: by default the recipe's."
     ] = None,
@@ -67,8 +68,9 @@ def run(
     snapshot = out / SNAPSHOT.format(model=model)
     state, history = training.resume(snapshot, asked, resume)
     definition = models.get(model)
+    images, labels = train.images[:limit], train.labels[:limit]
     settings = {"seed": seed, "device": place, "precision": asked["precision"], "state": state}
-    for network, figures, state in training.fit(definition, recipe, train.images, train.labels, **settings):
+    for network, figures, state in training.fit(definition, recipe, images, labels, **settings):
         loss, predictions = training.measure(definition, network, test, place)
         correct = int((predictions == test.labels).sum())
         console.say(
@@ -98,10 +100,15 @@ def run(
     return made
 
 
-def options(model: str, *, seed: int, device: str, precision: str, **numbers: Any) -> dict[str, Any]:
+def options(
+    model: str, *, seed: int, device: str, precision: str, limit: int | None = None, **numbers: Any
+) -> dict[str, Any]:
     """What a checkpoint depends on: the recipe with the numbers that were given, the seed, the arithmetic."""
+    if limit is not None and limit < 2:
+        raise UsageError(f"--limit: expected at least 2 images, received {limit}")
     recipe = dataclasses.asdict(_recipe(model, **numbers))
-    return {"model": model, "seed": seed, "precision": _precision(precision, _device(device)), **recipe}
+    arithmetic = _precision(precision, _device(device))
+    return {"model": model, "seed": seed, "precision": arithmetic, "limit": limit, **recipe}
 
 
 def _recipe(model: str, **given: Any) -> Any:
