@@ -144,6 +144,14 @@ def of_kind(artifact: Artifact, *kinds: str) -> Artifact:
     return artifact
 
 
+def claimed_kind(path: Path) -> str | None:
+    """The kind that a file's record names, unchecked; None if that can't be read."""
+    try:
+        return json.loads(sidecar(path).read_bytes())["kind"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def recorded(folder: Path) -> list[Path]:
     """The files in a folder that have a record beside them, whether or not they still match it."""
     if not folder.is_dir():

@@ -58,13 +58,10 @@ def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> L
     kinds = {kind for wanted in inputs(stage) for kind in (runtimes.kinds() if wanted == FORMS else {wanted})}
     for parent in earlier:
         wanted = parent.state != MISSING and stages.get(parent.stage).KIND in kinds
-        if wanted and (parent.state != FRESH or found.parents.get(parent.path.name) != parent.artifact.sha256):
-            why = (
-                f"{parent.path.name} is {parent.state}"
-                if parent.state != FRESH
-                else f"{parent.path.name} is another one now"
-            )
-            return Link(name, path, STALE, why, found)
+        if wanted and parent.state != FRESH:
+            return Link(name, path, STALE, f"{parent.path.name} is {parent.state}", found)
+        if wanted and found.parents.get(parent.path.name) != parent.artifact.sha256:
+            return Link(name, path, STALE, f"{parent.path.name} is another one now", found)
     return Link(name, path, FRESH, "; ".join(found.facts.get("failures", [])), found)
 
 
@@ -78,7 +75,8 @@ def forms(folder: Path) -> list[Artifact]:
     """Every form of a model that a folder holds, checked, in the order of the chain."""
     order = [stages.get(name).KIND for name in stages.names()]
     there = [artifact.read(path) for path in artifact.recorded(folder)]
-    return sorted((a for a in there if a.kind in runtimes.kinds()), key=lambda form: order.index(form.kind))
+    found = [form for form in there if form.kind in runtimes.kinds()]
+    return sorted(found, key=lambda form: order.index(form.kind) if form.kind in order else len(order))
 
 
 def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -106,11 +104,11 @@ def _of_kind(kind: str, path: Path | None, folder: Path) -> Artifact:
         if found.kind != kind:
             raise UsageError(f"{path}: is of kind {found.kind!r}: expected {kind!r}")
         return found
-    there = [a for a in map(artifact.read, artifact.recorded(folder)) if a.kind == kind]
+    there = [path for path in artifact.recorded(folder) if artifact.claimed_kind(path) == kind]
     if len(there) != 1:
-        names = ", ".join(str(a.path) for a in there) or "none"
+        names = ", ".join(map(str, there)) or "none"
         raise UsageError(f"{folder}: expected one artifact of kind {kind!r}, received {names}; name the one to use")
-    return there[0]
+    return _of_kind(kind, there[0], folder)
 
 
 def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterator[Link]:
@@ -123,7 +121,7 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
     made: dict[str, Artifact] = {}
     for name in stages.names():
         stage = stages.get(name)
-        asked = {p.name: {**options, "out": out}[p.name] for p in _options(stage)}
+        asked = {p.name: {**options, "out": out}.get(p.name, p.default) for p in _options(stage)}
         given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
         state = FRESH
         found = None if force else _on_record(stage, out / stage.FILE.format(model=model), given, asked)

@@ -45,8 +45,8 @@ def test_only_what_an_option_touches_is_done_again_and_what_failed_is_not_skippe
     assert made(again) == ["export", "half", "verify", "bench"]
     assert "mnist_cnn.fp16.onnx" in one_line(again, 1) and "FAILED" in again.stdout
     assert set(states(folder).values()) == {"fresh"}
-    again = run(folder, data, "--opset", "20", "--gate", "0.9999")
-    assert made(again) == ["verify"] and "mnist_cnn.fp16.onnx" in one_line(again, 1)
+    verify, forms = stages.get("verify"), chains.forms(folder)
+    assert chains._on_record(verify, folder / verify.FILE, forms, {"data": data, "gate": 0.9999}) is None
 
 
 def test_the_same_seed_gives_the_same_bytes(folder, chain, data):
@@ -79,6 +79,13 @@ def test_a_release_without_its_checkpoint_is_fresh(folder):
     for name in ("mnist_cnn.safetensors", "mnist_cnn.folded.safetensors", "latency.json", "verification.json"):
         (folder / name).unlink()
     assert [states(folder)[stage] for stage in ("train", "export", "half")] == ["missing", "fresh", "fresh"]
+
+
+def test_an_altered_file_can_be_made_again(folder, data):
+    flip(folder / "mnist_cnn.folded.safetensors")
+    flip(folder / "latency.json.json")
+    assert command("fold", "--out", folder, "--data", data).returncode == 0
+    assert states(folder)["fold"] == "fresh" and states(folder)["export"] == "fresh"
 
 
 def test_status_of_no_folder_is_wrong_use(tmp_path):

@@ -14,7 +14,7 @@ from conftest import ROOT, command, one_line
 from pipeline import artifact, dataset, training
 from pipeline.errors import UsageError
 
-OPTIONS = ["--epochs", "2", "--limit", "20000", "--step-size", "1", "--dropout", "0.05", "--seed", "3"]
+OPTIONS = ["--epochs", "2", "--limit", "8000", "--step-size", "1", "--dropout", "0.05", "--seed", "3"]
 
 
 def test_the_log_reads_as_the_seeds_does(chain):
@@ -47,7 +47,7 @@ def killed_in_the_second_epoch(out, data) -> None:
     while not snapshot.exists():
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.02)
-    time.sleep(0.5)
+    time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
