@@ -137,13 +137,6 @@ def content(artifact: Artifact) -> bytes:
     return data
 
 
-def of_kind(artifact: Artifact, *kinds: str) -> Artifact:
-    """The artifact itself, or a UsageError if it is of another kind than these."""
-    if artifact.kind not in kinds:
-        raise UsageError(f"{artifact.path}: is of kind {artifact.kind!r}: expected {' or '.join(map(repr, kinds))}")
-    return artifact
-
-
 def claimed_kind(path: Path) -> str | None:
     """The kind that a file's record names, unchecked; None if that can't be read."""
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifact, command, runtimes, stages
+from pipeline import artifact, runtimes, stages
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed, PipelineError, UsageError
 
@@ -42,7 +42,15 @@ def status(folder: Path, model: str) -> list[Link]:
     links: list[Link] = []
     for name in stages.names():
         links.append(_link(stages.get(name), folder, model, links))
-    return links
+    return links + [_other(path) for path in artifact.recorded(folder) if path not in {link.path for link in links}]
+
+
+def _other(path: Path) -> Link:
+    """A file with a record that no stage is asked for by name, such as a training's history."""
+    try:
+        return Link("", path, FRESH, artifact=artifact.read(path))
+    except CheckFailed as error:
+        return Link("", path, ALTERED, str(error))
 
 
 def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> Link:
@@ -74,7 +82,8 @@ def refuse_altered(links: list[Link]) -> None:
 def forms(folder: Path) -> list[Artifact]:
     """Every form of a model that a folder holds, checked, in the order of the chain."""
     order = [stages.get(name).KIND for name in stages.names()]
-    there = [artifact.read(path) for path in artifact.recorded(folder)]
+    reports = {s.FILE for s in map(stages.get, stages.names()) if s.KIND not in runtimes.kinds()}  # can be made again
+    there = [artifact.read(path) for path in artifact.recorded(folder) if path.name not in reports]
     found = [form for form in there if form.kind in runtimes.kinds()]
     return sorted(found, key=lambda form: order.index(form.kind) if form.kind in order else len(order))
 
@@ -87,7 +96,7 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
     found: list[Any] = []
     for name, parameter in inspect.signature(stage.run).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            paths = given[name] or (options["out"] or command.DEFAULTS["out"],)
+            paths = given[name] or (options["out"] or stages.DEFAULTS["out"],)
             if options["out"] is None and len(paths) == 1 and paths[0].is_dir():
                 options["out"] = paths[0]
             found += [form for path in paths for form in (forms(path) if path.is_dir() else [artifact.read(path)])]

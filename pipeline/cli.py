@@ -112,7 +112,7 @@ def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
 
 
 @cli.command(context_settings=SETTINGS)
-@click.argument("folder", type=click.Path(path_type=Path), default=command.DEFAULTS["out"])
+@click.argument("folder", type=click.Path(path_type=Path), default=stages.DEFAULTS["out"])
 @click.option(
     "--model", type=click.Choice(models.names()), default=models.DEFAULT, show_default=True, help="Which model."
 )
@@ -175,6 +175,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"{error.format_message()} (see `{where} --help`)", error.exit_code)
     except PipelineError as error:
         _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        _fail(f"this needs {error.name}, which isn't installed: pip install 'edge-pipeline[host]'", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):

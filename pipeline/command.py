@@ -13,8 +13,7 @@ from typing import Any
 import click
 
 import models
-
-DEFAULTS = {"out": Path("artifacts"), "data": Path("data")}  # for options that Python callers have to give
+from pipeline import stages
 
 
 def arguments(stage: ModuleType) -> list[click.Parameter]:
@@ -45,12 +44,13 @@ def options(some: Iterable[ModuleType]) -> list[click.Option]:
         for parameter in inspect.signature(stage.run).parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
                 required = parameter.default is parameter.empty
-                default = DEFAULTS[parameter.name] if required else parameter.default
+                default = stages.DEFAULTS[parameter.name] if required else parameter.default
                 found[parameter.name] = _option(parameter.name, hints[parameter.name], default)
     return list(found.values())
 
 
 def json_option() -> click.Option:
+    """`--json`, which every command has."""
     return click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON.")
 
 

@@ -37,7 +37,7 @@ def test(data: Path) -> Split:
     An `.npz` holds `images` (uint8 `[n, 28, 28]` or `[n, 1, 28, 28]`) and `labels` `[n]`; beside an IDX file
     `*images-idx3-ubyte` lies `*labels-idx1-ubyte`. Raises UsageError on anything else.
     """
-    if not data.is_file():
+    if not _is_file(data):
         return _split(data, "t10k", "MNIST test set")
     files = _test_files(data)
     images, labels = _read_npz(data) if len(files) == 1 else map(_idx, files)
@@ -46,9 +46,16 @@ def test(data: Path) -> Split:
 
 def digests(data: Path) -> dict[str, str]:
     """sha256 by file name of what `test` would read, without reading the images where the digests are known."""
-    if not data.is_file():
+    if not _is_file(data):
         return {file: sha for file, sha in mnist.FILES.items() if file.startswith("t10k")}
     return {path.name: artifact.digest(path) for path in _test_files(data)}
+
+
+def _is_file(data: Path) -> bool:
+    """Whether it is a labelled set of one's own, not a folder. UsageError for a file that isn't there."""
+    if not data.exists() and (data.suffix or "ubyte" in data.name):
+        raise UsageError(f"{data}: no such file")
+    return data.is_file()
 
 
 def _test_files(data: Path) -> list[Path]:
@@ -75,11 +82,11 @@ def _split(data: Path, prefix: str, name: str) -> Split:
 def _idx(path: Path) -> np.ndarray:
     raw = path.read_bytes()
     if raw[:2] == b"\x1f\x8b":
-        raw = mnist.gunzip(raw, limit=1 << 30)
+        raw = mnist.gunzip(raw, limit=1 << 30, name=str(path))
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise UsageError(f"{path}: expected an IDX file of unsigned bytes, received one that starts with {raw[:4]!r}")
     ndim = raw[3]
-    shape = [int(size) for size in np.frombuffer(raw[4 : 4 + 4 * ndim], ">i4")] if len(raw) >= 4 + 4 * ndim else []
+    shape = [int(size) for size in np.frombuffer(raw[4 : 4 + 4 * ndim], ">u4")] if len(raw) >= 4 + 4 * ndim else []
     expected = 4 + 4 * ndim + int(np.prod(shape, dtype=object)) if shape else None
     if expected != len(raw):
         raise UsageError(f"{path}: expected {expected} bytes for shape {shape}, received {len(raw)}; is it cut off?")
@@ -90,7 +97,17 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return file["images"], file["labels"]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        ValueError,
+        OSError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise UsageError(f"{path}: expected an .npz with uint8 `images` and `labels`: {mnist.reason(error)}") from error
 
 

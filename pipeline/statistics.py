@@ -27,8 +27,12 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def percentiles(values: Sequence[float], which: Sequence[float] = PERCENTILES) -> dict[str, float]:
-    """Percentiles of all values (nothing is clipped), keyed p50, p90...; values that occurred, not interpolated."""
+    """Percentiles of all values (nothing is clipped), keyed p50, p90...; values that occurred, not interpolated.
+
+    A percentile that fewer than ten values lie above is left out.
+    """
     import numpy as np
 
+    which = [percent for percent in which if round(len(values) * (100 - percent)) >= 1000]
     found = np.percentile(np.asarray(values), which, method="higher")
     return {f"p{percent:g}": float(value) for percent, value in zip(which, found, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,93 +20,112 @@ if TYPE_CHECKING:
 CHUNK = 96  # batches augmented at once: large enough to be fast, small enough to stay in tens of megabytes
 
 
-def fit(
-    model: ModuleType,
-    recipe: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    seed: int,
-    device: str = "cpu",
-    precision: str = "float32",
-    state: dict[str, Any] | None = None,
-) -> Iterator[tuple[torch.nn.Sequential, dict[str, float], dict[str, Any]]]:
-    """Train on uint8 `[n, c, h, w]` images with integer labels `[n]`, one epoch a step.
+@dataclass(frozen=True)
+class Trainer:
+    """A recipe of a model, to be trained on a device ("cpu", "cuda") in a precision ("float32", "bfloat16")."""
 
-    Yields after every epoch the network, that epoch's figures, and the state from which a later call
-    continues as if it never had stopped: every epoch draws its random numbers from (seed, epoch) alone.
-    """
+    model: ModuleType
+    recipe: Any
+    seed: int
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def fit(
+        self, images: np.ndarray, labels: np.ndarray, state: dict[str, Any] | None = None
+    ) -> Iterator[tuple[torch.nn.Sequential, dict[str, float], dict[str, Any]]]:
+        """Train on uint8 images `[n, c, h, w]` with integer labels `[n]`, one epoch a step.
+
+        Yields after every epoch the network, that epoch's figures, and the state from which a later call
+        continues as if it never had stopped: every epoch draws its random numbers from (seed, epoch) alone.
+        """
+        import torch
+
+        _deterministic()
+        recipe = self.recipe
+        torch.manual_seed(self.seed)
+        network = self.model.network(recipe.dropout).to(self.device, memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=recipe.momentum)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
+        if state:
+            network.load_state_dict(state["weights"])
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state["momentum"]})
+            optimizer.param_groups[0]["lr"] = state["scheduler"]["_last_lr"][0]
+            scheduler.load_state_dict(state["scheduler"])
+        pixels, targets = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).long().to(self.device)
+        for epoch in range(scheduler.last_epoch, recipe.epochs):
+            figures = self._epoch(network, optimizer, pixels, targets, epoch)
+            scheduler.step()
+            momentum = optimizer.state_dict()["state"]
+            now = {"weights": network.state_dict(), "momentum": momentum, "scheduler": scheduler.state_dict()}
+            yield network, figures, now
+
+    def _epoch(
+        self,
+        network: torch.nn.Sequential,
+        optimizer: torch.optim.Optimizer,
+        pixels: torch.Tensor,
+        targets: torch.Tensor,
+        epoch: int,
+    ) -> dict[str, float]:
+        """One pass over all images; gives its figures. Shows loss, batch, accuracy and it/s on the way."""
+        import torch
+        import torch.nn.functional as F
+
+        torch.manual_seed((self.seed << 16) + epoch)  # dropout's
+        size, n = self.recipe.batch_size, len(pixels)
+        batches = -(-n // size)
+        loss_sum, correct = (torch.zeros((), dtype=kind, device=self.device) for kind in (torch.float32, torch.int64))
+        kind = torch.device(self.device).type
+        network.train()
+        with console.progress(batches, "it", f"epoch {epoch + 1}") as bar:
+            for number, (x, y) in enumerate(self._batches(pixels, targets, epoch)):
+                with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    logits = network(x).flatten(1).float()
+                loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)  # has the log-softmax
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.detach() * len(y)
+                correct += (logits.detach().argmax(1) == y).sum()
+                if bar.update() or number + 1 == batches:
+                    accuracy = 100 * correct.item() / min((number + 1) * size, n)
+                    text = f"Loss={loss.item():.6f} Batch_id={number} Accuracy={accuracy:.2f}"
+                    bar.set_description(text, refresh=False)
+        return {
+            "epoch": epoch + 1,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": loss_sum.item() / n,
+            "train_accuracy": correct.item() / n,
+            "seconds": bar.format_dict["elapsed"],
+        }
+
+    def _batches(
+        self, pixels: torch.Tensor, targets: torch.Tensor, epoch: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Augmented, normalised float32 batches `[b, c, h, w]` and their targets `[b]`, in the epoch's own order.
+
+        Augmented by the chunk, since one call a batch costs more.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed((self.seed << 16) + epoch)
+        strength = self.recipe.ease ** (epoch // self.recipe.step_size)
+        order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
+        size = self.recipe.batch_size
+        for chunk in order.split(CHUNK * size):
+            x = pixels[chunk].float() / 255
+            if strength > 0:
+                x = self.model.augment(x, generator, self.recipe, strength)
+            x = ((x - self.model.MEAN) / self.model.STD).contiguous(memory_format=torch.channels_last)
+            yield from zip(x.split(size), targets[chunk].split(size), strict=True)
+
+
+def _deterministic() -> None:
+    """Float32 that is float32, and the same kernels every time, where there is a CUDA device."""
     import torch
 
-    torch.manual_seed(seed)
-    network = model.network(recipe.dropout).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=recipe.momentum)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
-    if state:
-        network.load_state_dict(state["weights"])
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state["momentum"]})
-        optimizer.param_groups[0]["lr"] = state["scheduler"]["_last_lr"][0]
-        scheduler.load_state_dict(state["scheduler"])
-    pixels, targets = torch.from_numpy(images).to(device), torch.from_numpy(labels).long().to(device)
-    for epoch in range(scheduler.last_epoch, recipe.epochs):
-        figures = _epoch(model, recipe, network, optimizer, pixels, targets, seed, epoch, device, precision)
-        scheduler.step()
-        momentum = optimizer.state_dict()["state"]
-        yield (
-            network,
-            figures,
-            {
-                "weights": network.state_dict(),
-                "momentum": momentum,
-                "scheduler": scheduler.state_dict(),
-            },
-        )
-
-
-def _epoch(model, recipe, network, optimizer, pixels, targets, seed, epoch, device, precision) -> dict[str, float]:
-    import torch
-    import torch.nn.functional as F
-
-    torch.manual_seed((seed << 16) + epoch)  # dropout's
-    generator = torch.Generator().manual_seed((seed << 16) + epoch)
-    strength = recipe.ease ** (epoch // recipe.step_size)
-    order = torch.randperm(len(pixels), generator=generator)
-    total_loss, correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    network.train()
-    batches = -(-len(order) // recipe.batch_size)
-    with console.progress(batches, "it", f"epoch {epoch + 1}") as bar:
-        for number, (x, y) in enumerate(_batches(model, recipe, pixels, targets, order, generator, strength)):
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = network(x).flatten(1).float()
-            loss = F.cross_entropy(logits, y, label_smoothing=recipe.label_smoothing)  # includes the log-softmax
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total_loss += loss.detach() * len(y)
-            correct += (logits.detach().argmax(1) == y).sum()
-            if bar.update() or number + 1 == batches:
-                seen = min((number + 1) * recipe.batch_size, len(order))
-                accuracy = 100 * correct.item() / seen
-                bar.set_description(f"Loss={loss.item():.6f} Batch_id={number} Accuracy={accuracy:.2f}", refresh=False)
-    return {
-        "epoch": epoch + 1,
-        "lr": optimizer.param_groups[0]["lr"],
-        "train_loss": total_loss.item() / len(order),
-        "train_accuracy": correct.item() / len(order),
-        "seconds": bar.format_dict["elapsed"],
-    }
-
-
-def _batches(model, recipe, pixels, targets, order, generator, strength) -> Iterator[tuple]:
-    """Augmented, normalised batches in the given order; augmented by the chunk, since one call a batch costs more."""
-    import torch
-
-    for chunk in order.to(pixels.device).split(CHUNK * recipe.batch_size):
-        x = pixels[chunk].float() / 255
-        if strength > 0:
-            x = model.augment(x, generator, recipe, strength)
-        x = ((x - model.MEAN) / model.STD).contiguous(memory_format=torch.channels_last)
-        yield from zip(x.split(recipe.batch_size), targets[chunk].split(recipe.batch_size), strict=True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def measure(model: ModuleType, network: torch.nn.Module, test: Split, device: str) -> tuple[float, np.ndarray]:
@@ -113,6 +133,7 @@ def measure(model: ModuleType, network: torch.nn.Module, test: Split, device: st
     import torch
     import torch.nn.functional as F
 
+    _deterministic()
     network.eval()
     with torch.inference_mode():
         parts = torch.from_numpy(test.images).split(1000)

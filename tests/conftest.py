@@ -56,6 +56,18 @@ def folder(chain: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(chain, tmp_path / "chain"))
 
 
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files as committed, whatever a `pipeline run` has put in their place in the meantime."""
+    folder = tmp_path_factory.mktemp("release")
+    archive = subprocess.run(["git", "archive", "HEAD", "artifacts"], cwd=ROOT, capture_output=True)
+    if archive.returncode == 0:
+        subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
+    else:  # sources without their history
+        shutil.copytree(ROOT / "artifacts", folder / "artifacts")
+    return folder / "artifacts"
+
+
 def flip(path: Path, offset: int = -1) -> None:
     """Alter one byte of a file."""
     content = bytearray(path.read_bytes())

@@ -15,7 +15,9 @@ from pipeline import chain as chains
 
 
 def states(folder: Path) -> dict[str, str]:
-    return {link["stage"]: link["state"] for link in json.loads(command("status", folder, "--json").stdout)}
+    return {
+        link["stage"] or link["file"]: link["state"] for link in json.loads(command("status", folder, "--json").stdout)
+    }
 
 
 def run(folder: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +88,18 @@ def test_an_altered_file_can_be_made_again(folder, data):
     flip(folder / "latency.json.json")
     assert command("fold", "--out", folder, "--data", data).returncode == 0
     assert states(folder)["fold"] == "fresh" and states(folder)["export"] == "fresh"
+
+
+def test_an_altered_report_does_not_block_its_remaking(folder, data):
+    flip(folder / "latency.json")
+    flip(folder / "verification.json")
+    assert command("bench", folder, "--quick", "--batch", "1").returncode == 0
+    assert states(folder)["bench"] == "fresh" and states(folder)["verify"] == "altered"
+
+
+def test_status_sees_an_altered_history(folder):
+    flip(folder / "mnist_cnn.history.csv")
+    assert "mnist_cnn.history.csv" in one_line(command("status", folder), 1)
 
 
 def test_status_of_no_folder_is_wrong_use(tmp_path):

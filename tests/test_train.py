@@ -13,6 +13,7 @@ from conftest import ROOT, command, one_line
 
 from pipeline import artifact, dataset, training
 from pipeline.errors import UsageError
+from pipeline.stages import train as stage
 
 OPTIONS = ["--epochs", "2", "--limit", "8000", "--step-size", "1", "--dropout", "0.05", "--seed", "3"]
 
@@ -80,6 +81,9 @@ def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_pa
         ["--epochs"],
         ["--lr", "-1"],
         ["--lr", "nan"],
+        ["--rotation", "inf"],
+        ["--seed", "281474976710656"],
+        ["--seed", "-1"],
         ["--gamma", "x"],
         ["--dropout", "2"],
         ["--batch-size", "0"],
@@ -106,3 +110,15 @@ def test_a_damaged_snapshot_is_one_line(tmp_path, data):
 def test_show_tells_what_is_on_record(chain):
     shown = json.loads(command("show", chain / "mnist_cnn.safetensors").stdout)
     assert shown["kind"] == "checkpoint" and shown["versions"]["torch"]
+
+
+def test_held_out_images_are_neither_trained_on_nor_tests(data, tmp_path):
+    line = ["--hold-out", "10000", "--limit", "3000", "--epochs", "1", "--out", tmp_path, "--data", data]
+    result = command("train", *line)
+    assert result.returncode == 0 and re.search(r"Held-out set: .* \d+/10000", result.stderr)
+    made = artifact.read(tmp_path / "mnist_cnn.safetensors")
+    assert made.facts["reference"]["name"] == "10000 held-out images, MNIST training set"
+    train, held = stage._split(dataset.train(data), {"hold_out": 10_000, "limit": None}, data)
+    assert len(train) == 50_000 and len(held) == 10_000 and held.digests == {}
+    both = {image.tobytes() for image in train.images} & {image.tobytes() for image in held.images}
+    assert len(both) < 10  # MNIST has hardly an image twice

@@ -148,13 +148,49 @@ def test_what_cannot_be_verified_is_wrong_use(chain, data, tmp_path):
     assert "copy both" in one_line(command("verify", tmp_path / "bare.onnx", "--data", data), 2)
 
 
-def test_a_file_that_is_no_onnx_or_has_weights_outside_is_refused(chain, data, tmp_path):
+@pytest.mark.parametrize("gate", ["nan", "99.4", "-1"])
+def test_a_gate_is_a_share(chain, data, gate):
+    assert "--gate: expected a share from 0 to 1" in one_line(
+        command("verify", chain / "mnist_cnn.onnx", "--data", data, "--gate", gate), 2
+    )
+
+
+def test_forms_of_one_name_or_of_two_trainings_are_not_mixed_up(chain, data, tmp_path):
+    form = artifact.read(chain / "mnist_cnn.onnx")
+    with pytest.raises(UsageError, match="two files of one name"):
+        verify.run(form, form, data=data, gate=None)
+    facts = {**card(form), "reference": {**form.facts["reference"], "correct": 1}}
+    other = artifact.write(tmp_path / "other.onnx", form.path.read_bytes(), kind="onnx", facts=facts)
+    with pytest.raises(UsageError, match="comes from another training"):
+        verify.run(form, other, data=data, gate=None)
+
+
+def test_a_form_worse_than_its_parent_fails(chain, data, tmp_path, monkeypatch):
+    """The reference is set aside, so that only the comparison with the parent is left to notice."""
+    rng = np.random.default_rng(0)
+    form = artifact.read(chain / "mnist_cnn.onnx")
+    noisy = altered(form, tmp_path, lambda value: value * (1 + rng.normal(0, 0.3, value.shape)))
+    child = artifact.write(
+        tmp_path / "child.onnx", noisy.path.read_bytes(), kind="onnx", parents=[form], facts=card(form)
+    )
+    monkeypatch.setattr(verify.statistics, "mcnemar", lambda worse, better: 0.01 if worse > better else 1.0)
+    monkeypatch.setitem(
+        verify.run.__globals__,
+        "_reference",
+        lambda answers, forms, split: {"name": "itself", "predictions": answers[-1][1].argmax(1), "logits": None},
+    )
+    with pytest.raises(CheckFailed, match=r"child\.onnx .*is worse than mnist_cnn\.onnx, which it was made from"):
+        verify.run(form, child, data=data, gate=0.1)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "fp16"])
+def test_a_file_that_is_no_onnx_or_has_weights_outside_is_refused(chain, data, tmp_path, kind):
     facts = card(artifact.read(chain / "mnist_cnn.onnx"))
-    bad = artifact.write(tmp_path / "bad.onnx", b"not ONNX", kind="onnx", facts=facts)
+    bad = artifact.write(tmp_path / "bad.onnx", b"not ONNX", kind=kind, facts=facts)
     with pytest.raises(CheckFailed, match=r"bad\.onnx"):
         verify.run(bad, data=data, gate=None)
     model = onnx.load(chain / "mnist_cnn.onnx")
     model.graph.initializer[0].external_data.add(key="location", value="../../etc/passwd")
-    outside = artifact.write(tmp_path / "outside.onnx", model.SerializeToString(), kind="onnx", facts=facts)
+    outside = artifact.write(tmp_path / "outside.onnx", model.SerializeToString(), kind=kind, facts=facts)
     with pytest.raises(CheckFailed, match="lie in another file"):
         verify.run(outside, data=data, gate=None)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from pipeline import artifact as artifacts
+from pipeline import onnx_file
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed
 
@@ -42,7 +42,7 @@ class Session:
 
         self._path, self.arithmetic = artifact.path, mode
         self._dot = dict(zip(MODES, (_dot_float32, _dot_float16), strict=True))[mode]
-        graph = onnx.load_from_string(artifacts.content(artifact)).graph
+        graph = onnx_file.load(artifact).graph
         self._nodes = [
             (node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}) for node in graph.node
         ]
@@ -61,6 +61,7 @@ class Session:
         self._pool.shutdown()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`."""
         chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
         return np.concatenate(list(self._pool.map(lambda chunk: dict(self.values(chunk))[self._logits], chunks)))
 
@@ -78,6 +79,7 @@ class Session:
 
 
 def load(artifact: Artifact, *, mode: str = MODES[0], threads: int | None = None) -> Session:
+    """A session of a `.fp16.onnx` in one of MODES."""
     return Session(artifact, mode, threads)
 
 

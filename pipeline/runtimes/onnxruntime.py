@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifact as artifacts
+from pipeline import onnx_file
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed
 
@@ -31,14 +31,13 @@ class Session:
         options.log_severity_level = 3  # warnings tell of fallbacks that `arithmetic` states for every run
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
-        content = artifacts.content(artifact)
-        graph = _graph(artifact, content)
+        model = onnx_file.load(artifact)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 optimised = Path(folder) / "optimised.onnx"
                 options.optimized_model_filepath = str(optimised)
-                self._session = onnxruntime.InferenceSession(content, options, providers=[PROVIDER])
-                self.arithmetic = _arithmetic(graph, optimised)
+                self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[PROVIDER])
+                self.arithmetic = _arithmetic(model.graph, optimised)
         except Exception as error:  # the library's own exceptions share no narrower public base
             line = " ".join(str(error).split())[:300]
             raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it: {line}") from error
@@ -52,9 +51,11 @@ class Session:
         self._session = None
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`."""
         return self._session.run(None, {self._image.name: images})[0]
 
     def step(self, batch: int) -> Callable[[], None]:
+        """A function that runs one request of `batch` images; input and output are bound to memory that is there."""
         import numpy as np
 
         def place(value: object, dtype: type) -> object:
@@ -69,24 +70,8 @@ class Session:
 
 
 def load(artifact: Artifact, *, mode: str = "", threads: int | None = None) -> Session:
+    """A session of an `.onnx` or `.fp16.onnx` on the CPU; there is one mode. Threads: by default as many as cores."""
     return Session(artifact, threads)
-
-
-def _graph(artifact: Artifact, content: bytes) -> GraphProto:
-    """The file's graph. Refuses weights in other files: no digest covers them, and opening them is not safe
-    (CVE-2026-27489 and others).
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        graph = onnx.load_from_string(content).graph
-    except DecodeError as error:
-        raise CheckFailed(f"{artifact.path}: is no ONNX file: {error}") from error
-    outside = [tensor.name for tensor in graph.initializer if tensor.external_data]
-    if outside:
-        raise CheckFailed(f"{artifact.path}: weights {', '.join(outside)} lie in another file; expected them inside")
-    return graph
 
 
 def _arithmetic(graph: GraphProto, optimised: Path) -> str:

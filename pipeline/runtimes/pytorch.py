@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import artifact as artifacts
 from pipeline.artifact import Artifact
@@ -15,36 +15,60 @@ if TYPE_CHECKING:
 
 READS = {"checkpoint": ("",), "folded": ("",)}
 PACKAGES = ("torch",)
-LAYERS = ("Conv2d", "ReLU", "MaxPool2d", "AvgPool2d")  # what a folded network is made of
+LAYERS = {  # what a network may be made of, and the arguments that make a layer like another one
+    "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    "BatchNorm2d": ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    "ReLU": (),
+    "Dropout": ("p",),
+    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "AvgPool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+
+
+def describe(layers: torch.nn.Sequential) -> list[dict[str, Any]]:
+    """Each layer's class and arguments, for `build` to make a network like it. CheckFailed for others."""
+    return [_described(layer) for layer in layers]
+
+
+def _described(layer: torch.nn.Module) -> dict[str, Any]:
+    kind = type(layer).__name__
+    if kind not in LAYERS or getattr(layer, "return_indices", False):
+        raise CheckFailed(f"a layer {layer} is not one of those known here: expected {', '.join(LAYERS)}")
+    found = {"layer": kind, **{name: getattr(layer, name) for name in LAYERS[kind]}}
+    return {**found, "bias": layer.bias is not None} if kind == "Conv2d" else found
+
+
+def build(description: list[dict[str, Any]]) -> torch.nn.Sequential:
+    """The layers that `describe` told of, with weights of their own."""
+    import torch
+
+    unknown = {layer["layer"] for layer in description} - LAYERS.keys()
+    if unknown:
+        raise CheckFailed(f"a network has layers {', '.join(sorted(unknown))}: expected {', '.join(LAYERS)}")
+    made = [
+        (getattr(torch.nn, layer["layer"]), {k: v for k, v in layer.items() if k != "layer"}) for layer in description
+    ]
+    return torch.nn.Sequential(*(kind(**arguments) for kind, arguments in made))
 
 
 def network(artifact: Artifact) -> torch.nn.Module:
     """The network in an artifact, from uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, in eval mode.
 
-    A checkpoint's layers come from its model file, a folded network's from its record.
-    Raises CheckFailed if the weights don't fit the layers.
+    Its layers are on record. Raises CheckFailed if the weights don't fit them.
     """
     import safetensors.torch
-    import torch
 
-    card = artifact.facts["model"]
-    if artifact.kind == "checkpoint":
-        import models
-
-        model = models.get(card["name"])
-        layers, normalise = model.network(), lambda x: (x / 255 - model.MEAN) / model.STD
-    else:
-        layers, normalise = torch.nn.Sequential(*map(_layer, artifact.facts["layers"])), None
+    layers, card = build(artifact.facts["layers"]), artifact.facts["model"]
     try:
         layers.load_state_dict(safetensors.torch.load(artifacts.content(artifact)))
     except (RuntimeError, safetensors.SafetensorError) as error:
         line = " ".join(str(error).split())
-        raise CheckFailed(f"{artifact.path}: its weights don't fit {card['name']}: {line}") from error
-    return from_pixels(layers, normalise).eval()
+        raise CheckFailed(f"{artifact.path}: its weights don't fit the layers on record: {line}") from error
+    return from_pixels(layers, (card["mean"], card["std"]) if artifact.kind == "checkpoint" else None)
 
 
-def from_pixels(layers: torch.nn.Sequential, normalise: Callable | None = None) -> torch.nn.Module:
-    """`layers` behind a cast from uint8 pixels and, unless that is folded into them, their normalisation."""
+def from_pixels(layers: torch.nn.Sequential, normalise: tuple[float, float] | None = None) -> torch.nn.Module:
+    """`layers` in eval mode behind a cast from uint8 pixels and, unless that is folded in, `(x / 255 - mean) / std`."""
     import torch
 
     class FromPixels(torch.nn.Module):
@@ -54,19 +78,12 @@ def from_pixels(layers: torch.nn.Sequential, normalise: Callable | None = None) 
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             x = images.float()
-            return self.layers(normalise(x) if normalise else x).flatten(1)
+            if normalise:
+                mean, std = normalise
+                x = (x / 255 - mean) / std
+            return self.layers(x).flatten(1)
 
-    return FromPixels()
-
-
-def _layer(description: dict) -> torch.nn.Module:
-    import torch
-
-    options = dict(description)
-    name = options.pop("layer")
-    if name not in LAYERS:
-        raise CheckFailed(f"a folded network has a layer {name!r}: expected one of {', '.join(LAYERS)}")
-    return getattr(torch.nn, name)(**options)
+    return FromPixels().eval()
 
 
 class Session:
@@ -89,10 +106,12 @@ class Session:
         self._torch.set_num_threads(self._before)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`."""
         with self._torch.inference_mode():
             return self._network(self._torch.from_numpy(images)).numpy()
 
     def step(self, batch: int) -> Callable[[], None]:
+        """A function that runs one request of `batch` images whose memory is already there."""
         torch, net = self._torch, self._network
         images = torch.zeros(batch, *self._input, dtype=torch.uint8)
 
@@ -104,4 +123,5 @@ class Session:
 
 
 def load(artifact: Artifact, *, mode: str = "", threads: int | None = None) -> Session:
+    """A session of a checkpoint or a folded network on the CPU; there is one mode."""
     return Session(artifact, threads)

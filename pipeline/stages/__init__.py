@@ -22,6 +22,8 @@ OptionalOut = Annotated[Path | None, "Folder that the result is written to; by d
 Data = Annotated[Path, "Folder with MNIST in it, or to fetch it into."]
 TestData = Annotated[Path, "Folder with MNIST, or a labelled set: an .npz, or an IDX image file beside its labels."]
 
+DEFAULTS = {"out": Path("artifacts"), "data": Path("data")}  # for the command line; Python callers give them
+
 
 def names() -> list[str]:
     """Names of the stages there are, in the order of the chain; none of them is imported."""

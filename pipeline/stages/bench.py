@@ -64,7 +64,7 @@ def run(
         "machine": before | {"load_after": machine.describe()["load"]},
         "threads": threads,
         "quick": quick,
-        "unstable": sorted({row["form"] for row in rows if row["variation"] > UNSTABLE}),
+        "unstable": [f"{row['form']} at batch {row['batch']}" for row in rows if row["variation"] > UNSTABLE],
         "rows": rows,
         "speedup": _speedup(rows) if compare else None,
     }
@@ -96,7 +96,7 @@ def _subjects(forms, batches, threads: int, sessions: contextlib.ExitStack) -> l
 
 
 def _measure(subjects: list[_Subject], requests: int) -> None:
-    """Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 2 a round."""
+    """Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 8 a round."""
     for subject in subjects:
         until = time.perf_counter() + WARM_UP
         while time.perf_counter() < until:
@@ -107,7 +107,7 @@ def _measure(subjects: list[_Subject], requests: int) -> None:
         with console.progress(ROUNDS * len(subjects), "turn", "latency") as bar:
             for _ in range(ROUNDS):
                 for subject in subjects:
-                    subject.rounds.append(_turn(subject.step, max(2, requests // ROUNDS // subject.row["batch"])))
+                    subject.rounds.append(_turn(subject.step, max(8, requests // ROUNDS // subject.row["batch"])))
                     bar.update()
     finally:
         gc.enable()
@@ -142,7 +142,15 @@ def _speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         ratios = plain[row["batch"]] / np.array(row["round_medians"])
         low, median, high = (float(value) for value in np.percentile(ratios, (25, 50, 75)))
-        found.append({"form": row["form"], "batch": row["batch"], "median": median, "quartiles": [low, high]})
+        found.append(
+            {
+                "form": row["form"],
+                "runtime": row["runtime"],
+                "batch": row["batch"],
+                "median": median,
+                "quartiles": [low, high],
+            }
+        )
     return found
 
 
@@ -160,7 +168,7 @@ def show(latency: Artifact) -> None:
     headers = ["form", "runtime", "batch", "p50", "p90", "p99", "p99.9", "images/s", "requests"]
     rows = []
     for row in found["rows"]:
-        times = [f"{row['microseconds'][name]:.1f}" for name in headers[3:7]]
+        times = [f"{row['microseconds'][name]:.1f}" if name in row["microseconds"] else "–" for name in headers[3:7]]
         rows.append([row["form"], row["runtime"], str(row["batch"]), *times, f"{row['images_per_second']:,.0f}"])
         rows[-1].append(f"{row['requests']:,}")
     console.table(headers, rows, title=title)

@@ -77,8 +77,6 @@ def _quiet() -> Iterator[None]:
 
 def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without the exporter's notes (stack traces with paths, inferable types): they would double the file."""
-    import onnx
-
     graph = model.graph
     for message in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         message.ClearField("metadata_props")
@@ -86,7 +84,7 @@ def _strip(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.ClearField("value_info")
     for index, node in enumerate(graph.node):
         node.name = f"{node.op_type.lower()}_{index}"
-    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True) and model
+    return model
 
 
 def _describe(model: onnx.ModelProto, folded: Artifact) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline import artifact, dataset
+from pipeline import artifact, console, dataset
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed
 from pipeline.runtimes import pytorch
@@ -27,11 +27,13 @@ def run(checkpoint: Artifact, *, out: Out, data: Data) -> Artifact:
     import safetensors.torch
 
     model = checkpoint.facts["model"]
-    layers = fold(pytorch.network(checkpoint).layers, mean=model["mean"], std=model["std"])
+    unfolded = pytorch.network(checkpoint)
+    layers = fold(unfolded.layers, mean=model["mean"], std=model["std"])
+    description = pytorch.describe(layers)
     weights = {name: tensor.contiguous() for name, tensor in layers.state_dict().items()}
-    difference = _largest_difference(
-        pytorch.network(checkpoint), pytorch.from_pixels(layers), dataset.test(data).images
-    )
+    rebuilt = pytorch.build(description)
+    rebuilt.load_state_dict(weights)
+    difference = _largest_difference(unfolded, pytorch.from_pixels(rebuilt), dataset.test(data).images)
     if not difference <= TOLERANCE:
         raise CheckFailed(
             f"{checkpoint.path}: folded, a logit differs by {difference:.3g}: expected at most {TOLERANCE}"
@@ -44,10 +46,19 @@ def run(checkpoint: Artifact, *, out: Out, data: Data) -> Artifact:
         versions=artifact.versions("torch", "safetensors"),
         facts={
             **card(checkpoint),
-            "layers": [_describe(layer) for layer in layers],
+            "layers": description,
             "parameters": sum(tensor.numel() for tensor in weights.values()),
             "largest_logit_difference": difference,
         },
+    )
+
+
+def show(folded: Artifact) -> None:
+    """The result of a folding in a line."""
+    facts = folded.facts
+    console.result(
+        f"{facts['parameters']:,} parameters; largest logit difference to the checkpoint over the test set: "
+        f"{facts['largest_logit_difference']:.2g}"
     )
 
 
@@ -91,6 +102,8 @@ def _double(layer: torch.nn.Module) -> torch.nn.Module:
 
 
 def _scale_and_shift(norm: torch.nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    if norm.running_var is None:
+        raise CheckFailed("a BatchNorm2d without running statistics can't be folded")
     norm = _double(norm)
     scale = (norm.running_var + norm.eps).rsqrt()
     shift = -norm.running_mean * scale
@@ -101,28 +114,11 @@ def _into_conv(conv: torch.nn.Conv2d, scale: torch.Tensor, shift: torch.Tensor) 
     """The convolution whose output is `scale * conv(x) + shift`, a number each per output channel."""
     import torch
 
-    options = {**_describe(conv), "bias": True}
-    del options["layer"]
-    result = torch.nn.Conv2d(**options, padding_mode=conv.padding_mode).double()
+    result = pytorch.build([{**pytorch.describe([conv])[0], "bias": True}])[0].double()
     with torch.no_grad():
         result.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
         result.bias.copy_((conv.bias * scale if conv.bias is not None else 0) + shift)
     return result
-
-
-def _describe(layer: torch.nn.Module) -> dict:
-    """A layer's class and the arguments that make one like it, for the record."""
-    names = {
-        "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-        "MaxPool2d": ("kernel_size", "stride", "padding"),
-        "AvgPool2d": ("kernel_size", "stride", "padding"),
-        "ReLU": (),
-    }
-    kind = type(layer).__name__
-    if kind not in names:
-        raise CheckFailed(f"a {kind} layer can't be folded: expected one of {', '.join(names)}, BatchNorm2d, Dropout")
-    described = {"layer": kind, **{name: getattr(layer, name) for name in names[kind]}}
-    return {**described, "bias": layer.bias is not None} if kind == "Conv2d" else described
 
 
 def _largest_difference(one: torch.nn.Module, other: torch.nn.Module, images) -> float:
@@ -130,4 +126,4 @@ def _largest_difference(one: torch.nn.Module, other: torch.nn.Module, images) ->
 
     with torch.inference_mode():
         parts = torch.from_numpy(images).split(1000)
-        return max((one(part) - other(part)).abs().max().item() for part in parts)
+        return torch.stack([(one(part) - other(part)).abs().max() for part in parts]).max().item()  # NaN stays NaN

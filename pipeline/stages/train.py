@@ -5,21 +5,41 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
 
 import models
 from pipeline import artifact, console, dataset, training
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
 from pipeline.errors import UsageError
+from pipeline.runtimes import pytorch
 from pipeline.stages import Data, Out
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
 
 ORDER = 10
 KIND, FILE = "checkpoint", "{model}.safetensors"
+HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
+SMALLEST = 1e-9
+LIMITS = {  # least and most; for every other number, 0 and no limit
+    "seed": (0, 2**46),
+    "limit": (2, 60_000),
+    "hold_out": (0, 50_000),
+    "epochs": (1, 10_000),
+    "batch_size": (1, 60_000),
+    "lr": (SMALLEST, 1e3),
+    "step_size": (1, math.inf),
+    "momentum": (0, 1),
+    "gamma": (0, 1),
+    "dropout": (0, 1),
+    "label_smoothing": (0, 1),
+    "ease": (0, 1),
+}
 SNAPSHOT, HISTORY = "{model}.training.safetensors", "{model}.history.csv"
 
 
@@ -37,6 +57,7 @@ def run(
         bool | None, "Continue an interrupted training; by default if there is one with the same options."
     ] = None,
     limit: Annotated[int | None, "Train on the first so many images only: for a try, not for a result."] = None,
+    hold_out: Annotated[int, "Hold so many training images out and measure on them, not on the test set."] = 0,
     epochs: Annotated[
         int | None, "Passes over the training images. This and the numbers below: by default the recipe's."
     ] = None,
@@ -56,73 +77,95 @@ def run(
 ) -> Artifact:
     """Train a model with its recipe; the last epoch's weights are the result.
 
-    After every epoch the test set is measured for the log; nothing is chosen by it. An interrupted training continues
-    after its last whole epoch and ends with the same weights as an undisturbed one.
+    After every epoch the test set is measured for the log; nothing is chosen by it. To choose a number, measure on
+    held-out training images instead (--hold-out). An interrupted training continues after its last whole epoch and
+    ends with the same weights as an undisturbed one.
     """
-    given = dict(locals())
+    asked = options(**locals())
+    train, measured = _split(dataset.train(data), asked, data)
+    trainer = training.Trainer(models.get(model), _recipe(model, asked), seed, asked["device"], asked["precision"])
+    snapshot = out / SNAPSHOT.format(model=model)
+    network, predictions, history = _epochs(trainer, train, measured, snapshot, asked, resume)
+    made = _write(out / FILE.format(model=model), network, train, measured, predictions, history, asked)
+    _write_history(out / HISTORY.format(model=model), history, made)
+    snapshot.unlink(missing_ok=True)
+    return made
+
+
+def _epochs(
+    trainer: training.Trainer, train: Split, measured: Split, snapshot: Path, asked: dict, resume: bool | None
+) -> tuple[torch.nn.Sequential, np.ndarray, list[dict[str, Any]]]:
+    """Train to the end, with a snapshot after every epoch but the last; the network, its answers, all figures."""
+    begun, history = training.resume(snapshot, asked, resume)
+    for network, figures, state in trainer.fit(train.images, train.labels, begun):
+        loss, predictions = training.measure(trainer.model, network, measured, trainer.device)
+        correct, n = int((predictions == measured.labels).sum()), len(measured)
+        what = "Held-out set" if asked["hold_out"] else "Test set"
+        console.say(f"{what}: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({correct / n:.2%})\n")
+        history.append({**figures, "test_loss": loss, "test_accuracy": correct / n})
+        if len(history) < asked["epochs"]:
+            training.save(snapshot, state, asked, history)
+    return network, predictions, history
+
+
+def _split(train: Split, asked: dict[str, Any], data: Path) -> tuple[Split, Split]:
+    """What is trained on and what is measured: all training images and the test set, unless some are held out."""
+    if not asked["hold_out"]:
+        return _part(train, slice(asked["limit"])), dataset.test(data)
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(train))
+    kept, held = order[: -asked["hold_out"]], order[-asked["hold_out"] :]
+    held_out = dataclasses.replace(_part(train, held), name=f"{len(held)} held-out images, {train.name}", digests={})
+    return _part(train, kept[: asked["limit"]]), held_out
+
+
+def _part(split: Split, which: Any) -> Split:
+    return dataclasses.replace(split, images=split.images[which], labels=split.labels[which])
+
+
+def _write(path, network, train, measured, predictions, history, asked) -> Artifact:
+    """The checkpoint: weights, and on record all that later stages need to know of model and training."""
     import safetensors.torch
 
-    asked = options(**given)
-    recipe, place = _recipe(**given), _device(device)
-    train, test = dataset.train(data), dataset.test(data)
-    snapshot = out / SNAPSHOT.format(model=model)
-    state, history = training.resume(snapshot, asked, resume)
-    definition = models.get(model)
-    images, labels = train.images[:limit], train.labels[:limit]
-    settings = {"seed": seed, "device": place, "precision": asked["precision"], "state": state}
-    for network, figures, state in training.fit(definition, recipe, images, labels, **settings):
-        loss, predictions = training.measure(definition, network, test, place)
-        correct = int((predictions == test.labels).sum())
-        console.say(
-            f"Test set: Average loss: {loss:.4f}, Accuracy: {correct}/{len(test)} ({correct / len(test):.2%})\n"
-        )
-        history.append({**figures, "test_loss": loss, "test_accuracy": correct / len(test)})
-        if len(history) < recipe.epochs:
-            training.save(snapshot, state, asked, history)
-    made = artifact.write(
-        out / FILE.format(model=model),
+    return artifact.write(
+        path,
         safetensors.torch.save(training.weights(network)),
         kind=KIND,
         parents=train.digests,
         options=asked,
         versions=artifact.versions("torch", "safetensors", "numpy"),
         facts={
-            "model": models.card(model),
-            "reference": reference(test, predictions),
+            "model": models.card(asked["model"]),
+            "reference": _reference(measured, predictions),
+            "layers": pytorch.describe(network),
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "device": place,
             "train_accuracy": history[-1]["train_accuracy"],
             "test_accuracy": history[-1]["test_accuracy"],
         },
     )
-    _write_history(out / HISTORY.format(model=model), history, made)
-    snapshot.unlink(missing_ok=True)
-    return made
 
 
 def options(
-    model: str, *, seed: int, device: str, precision: str, limit: int | None = None, **numbers: Any
+    model: str, *, seed: int, device: str, precision: str, limit: int | None, hold_out: int, **given: Any
 ) -> dict[str, Any]:
-    """What a checkpoint depends on: the recipe with the numbers that were given, the seed, the arithmetic."""
-    if limit is not None and limit < 2:
-        raise UsageError(f"--limit: expected at least 2 images, received {limit}")
-    recipe = dataclasses.asdict(_recipe(model, **numbers))
-    arithmetic = _precision(precision, _device(device))
-    return {"model": model, "seed": seed, "precision": arithmetic, "limit": limit, **recipe}
+    """What a checkpoint depends on: the recipe with the numbers that were given, images, seed, device, arithmetic.
 
-
-def _recipe(model: str, **given: Any) -> Any:
-    """The model's recipe with the numbers that were given in place of its own; UsageError for one out of range."""
+    Raises UsageError for a number out of its range.
+    """
     recipe = models.get(model).RECIPE
-    names = {field.name for field in dataclasses.fields(recipe)}
-    recipe = dataclasses.replace(recipe, **{k: v for k, v in given.items() if k in names and v is not None})
-    positive = ("epochs", "batch_size", "lr", "step_size")
-    for name, value in dataclasses.asdict(recipe).items():
-        least = 1 if isinstance(value, int) and name in positive else 0
-        most = 1 if name in ("dropout", "label_smoothing", "momentum", "gamma", "ease") else float("inf")
-        if not least <= value <= most or (name in positive and value == 0):
-            raise UsageError(f"--{name.replace('_', '-')}: expected {least} to {most:g}, received {value}")
-    return recipe
+    names = [field.name for field in dataclasses.fields(recipe)]
+    numbers = {name: getattr(recipe, name) if given.get(name) is None else given[name] for name in names}
+    asked = {"seed": seed, "limit": limit, "hold_out": hold_out, **numbers}
+    for name, value in asked.items():
+        least, most = LIMITS.get(name, (0, math.inf))
+        if value is not None and not (least <= value <= most and math.isfinite(value)):
+            raise UsageError(f"--{name.replace('_', '-')}: expected {least:g} to {most:g}, received {value:g}")
+    place = _device(device)
+    return {"model": model, "device": place, "precision": _precision(precision, place), **asked}
+
+
+def _recipe(model: str, asked: dict[str, Any]) -> Any:
+    recipe = models.get(model).RECIPE
+    return dataclasses.replace(recipe, **{field.name: asked[field.name] for field in dataclasses.fields(recipe)})
 
 
 def _device(device: str) -> str:
@@ -146,7 +189,7 @@ def _precision(precision: str, device: str) -> str:
     return "bfloat16" if native else "float32"
 
 
-def reference(test: Split, predictions: np.ndarray) -> dict[str, Any]:
+def _reference(test: Split, predictions: np.ndarray) -> dict[str, Any]:
     """The answers that every later form is held against: with the labels, the wrong ones tell all of them."""
     wrong = (predictions != test.labels).nonzero()[0]
     return {

@@ -28,15 +28,21 @@ def run(
 ) -> Artifact:
     """Measure every form's test accuracy and its agreement with the checkpoint, and hold both against the gate.
 
-    A form passes if its accuracy is at least the gate and it isn't significantly worse than the checkpoint (exact
-    McNemar, p < 0.05). Raises CheckFailed, with the verification in it, naming the forms that don't pass.
+    A form passes if its accuracy is at least the gate and it is not significantly worse (exact McNemar, p < 0.05) than
+    the checkpoint or than the form it was made from. Raises CheckFailed, with the verification in it, naming those that
+    don't pass.
     """
+    if gate is not None and not 0 <= gate <= 1:
+        raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
     split = dataset.test(data)
     model = _one_model(forms, split)
     gate_used = model["gate"] if gate is None else gate
     answers = [answer for form in forms for answer in _answers(form, split)]
     reference = _reference(answers, forms, split)
-    rows = [row | _agreement(logits, split, reference) for row, logits in answers]
+    rows = [
+        row | _agreement(logits, split, reference) | _step(row, logits, forms, answers, split)
+        for row, logits in answers
+    ]
     failures = [problem for row in rows if (problem := _problem(row, gate_used, reference))]
     found = {
         "model": model["name"],
@@ -80,6 +86,11 @@ def _one_model(forms: tuple[Artifact, ...], split: Split) -> dict[str, Any]:
             raise UsageError(
                 f"{form.path}: is a form of {card['name']}: expected {cards[0]['name']}, as the others are"
             )
+    if len({form.name for form in forms}) < len(forms):
+        raise UsageError(f"{', '.join(str(form.path) for form in forms)}: two files of one name; expected one of each")
+    for form in forms:
+        if form.facts["reference"] != forms[0].facts["reference"]:
+            raise UsageError(f"{form.path}: comes from another training than {forms[0].path}; verify them one by one")
     shape, classes = list(split.images.shape[1:]), len(cards[0]["classes"])
     if shape != cards[0]["input"]:
         raise UsageError(f"{split.name}: images are {shape}: {cards[0]['name']} expects {cards[0]['input']}")
@@ -124,15 +135,14 @@ def _reference(answers: list, forms: tuple[Artifact, ...], split: Split) -> dict
 
 
 def _agreement(logits: np.ndarray, split: Split, reference: dict[str, Any]) -> dict[str, Any]:
-    predictions = logits.argmax(1)
-    right, was_right = predictions == split.labels, reference["predictions"] == split.labels
-    worse, better = int((was_right & ~right).sum()), int((right & ~was_right).sum())
-    low, high = statistics.wilson(int(right.sum()), len(split))
-    compared = reference["logits"]
+    """A form's score, and how its answers differ from the reference's."""
+    predictions, compared = logits.argmax(1), reference["logits"]
+    right = predictions == split.labels
+    worse, better = _discordant(predictions, reference["predictions"], split)
     return {
         "correct": int(right.sum()),
         "accuracy": float(right.mean()),
-        "interval": [low, high],
+        "interval": list(statistics.wilson(int(right.sum()), len(split))),
         "finite": bool(np.isfinite(logits).all()),
         "differ": int((predictions != reference["predictions"]).sum()),
         "worse": worse,
@@ -141,6 +151,22 @@ def _agreement(logits: np.ndarray, split: Split, reference: dict[str, Any]) -> d
         "largest_logit_difference": None if compared is None else _largest(logits - compared),
         "wrong": {str(index): int(predictions[index]) for index in np.flatnonzero(~right)},
     }
+
+
+def _discordant(answers: np.ndarray, others: np.ndarray, split: Split) -> tuple[int, int]:
+    """How many images only the other ones are right on, and how many only these are."""
+    right, others_right = answers == split.labels, others == split.labels
+    return int((others_right & ~right).sum()), int((right & ~others_right).sum())
+
+
+def _step(row: dict, logits: np.ndarray, forms: tuple[Artifact, ...], answers: list, split: Split) -> dict[str, Any]:
+    """A form against the one it was made from, if that is here: its parent's name, and McNemar's p if it is worse."""
+    parents = next(form.parents for form in forms if form.name == row["form"])
+    for other, before in answers:
+        if parents.get(other["form"]) == other["sha256"]:
+            worse, better = _discordant(logits.argmax(1), before.argmax(1), split)
+            return {"parent": other["form"], "parent_p": statistics.mcnemar(worse, better) if worse > better else 1.0}
+    return {"parent": None, "parent_p": 1.0}
 
 
 def _largest(difference: np.ndarray) -> float | None:
@@ -159,6 +185,8 @@ def _problem(row: dict[str, Any], gate: float, reference: dict[str, Any]) -> str
             f"{name}: is worse than {reference['name']}: {row['worse']} more errors, {row['better']} fewer, "
             f"McNemar p = {row['mcnemar_p']:.3g}"
         )
+    if row["parent_p"] < SIGNIFICANT:
+        return f"{name}: is worse than {row['parent']}, which it was made from: McNemar p = {row['parent_p']:.3g}"
     return None
 
 
