@@ -6,6 +6,7 @@ height, width), `CLASSES`, `MEAN`, `STD`, `GATE`, `RECIPE`, `network(dropout)` a
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from types import ModuleType
@@ -43,6 +44,11 @@ def card(name: str) -> dict:
         "std": model.STD,
         "gate": model.GATE,
     }
+
+
+def recipe(name: str) -> dict:
+    """A model's recipe: each number and its default."""
+    return dataclasses.asdict(get(name).RECIPE)
 
 
 def layers(name: str) -> list[tuple[str, list[int], int]]:

@@ -115,10 +115,17 @@ def read(path: Path) -> Artifact:
 
     Raises UsageError if the file or its record isn't there, CheckFailed if either was altered.
     """
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder: expected one file of it")
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; `pipeline status` shows what there is and `pipeline run` makes it")
+        raise UsageError(f"{path}: no such file or folder; `pipeline run` makes artifacts")
+    if path.suffix == SUFFIX and not sidecar(path).is_file() and path.with_suffix("").is_file():
+        raise UsageError(f"{path}: is a record: expected the file it is about, {path.with_suffix('').name}")
     if not sidecar(path).is_file():
-        raise UsageError(f"{path}: its record {sidecar(path).name} is not beside it; copy both, or make it again")
+        raise UsageError(
+            f"{path}: its record {sidecar(path).name} is not beside it, as it is for every file made here; copy both, "
+            "or make it again"
+        )
     record = _parse(sidecar(path))
     found = digest(path)
     if found != record["sha256"]:

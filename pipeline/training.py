@@ -96,7 +96,6 @@ class Trainer:
             "lr": optimizer.param_groups[0]["lr"],
             "train_loss": loss_sum.item() / n,
             "train_accuracy": correct.item() / n,
-            "seconds": bar.format_dict["elapsed"],
         }
 
     def _batches(

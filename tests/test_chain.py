@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, SMALL, command, flip, one_line
 
-from pipeline import artifact, runtimes, stages
+from pipeline import artifact, dataset, runtimes, stages
 from pipeline import chain as chains
 
 
@@ -43,21 +44,28 @@ def made(result: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_only_what_an_option_touches_is_done_again_and_what_failed_is_not_skipped(folder, data):
-    again = run(folder, data, "--opset", "20", "--gate", "0.9999")
-    assert made(again) == ["export", "half", "verify", "bench"]
+    again = run(folder, data, "--gate", "0.9999")
+    assert made(again) == ["verify"]
     assert "mnist_cnn.fp16.onnx" in one_line(again, 1) and "FAILED" in again.stdout
     assert set(states(folder).values()) == {"fresh"}
-    verify, forms = stages.get("verify"), chains.forms(folder)
-    assert chains._on_record(verify, folder / verify.FILE, forms, {"data": data, "gate": 0.9999}) is None
+    for name, asked in (("verify", {"data": data, "gate": 0.9999}), ("export", {"opset": 20})):
+        stage = stages.get(name)
+        given = chains.forms(folder) if name == "verify" else chains.forms(folder)[1:2]
+        path = folder / stage.FILE.format(model="mnist_cnn")
+        assert chains._on_record(stage, path, given, asked) is None
+    assert chains._on_record(stage, path, given, {"opset": 18}) is not None
 
 
-def test_the_same_seed_gives_the_same_bytes(folder, chain, data):
-    for name in ("mnist_cnn.safetensors", "mnist_cnn.onnx"):
-        (folder / name).unlink()
-    assert run(folder, data).returncode == 0
+def test_the_same_seed_gives_the_same_bytes_and_what_comes_after_is_run(folder, chain, data):
+    """As on a fresh clone: the checkpoint isn't shipped, but the verification of the same bytes is."""
+    (folder / "mnist_cnn.safetensors").unlink()
+    again = run(folder, data)
+    assert again.returncode == 0 and made(again) == stages.names()
     for name in ("mnist_cnn.safetensors", "mnist_cnn.folded.safetensors", "mnist_cnn.onnx", "mnist_cnn.fp16.onnx"):
         assert artifact.digest(folder / name) == artifact.digest(chain / name)
         assert (folder / f"{name}.json").read_bytes() == (chain / f"{name}.json").read_bytes()
+    for name in ("mnist_cnn.history.csv", "verification.json"):
+        assert artifact.digest(folder / name) == artifact.digest(chain / name)
 
 
 def test_status_tells_fresh_stale_missing_and_altered(folder):
@@ -65,7 +73,7 @@ def test_status_tells_fresh_stale_missing_and_altered(folder):
     (folder / "latency.json").unlink()
     assert states(folder)["bench"] == "missing"
     (folder / "verification.json.json").unlink()
-    assert states(folder)["verify"] == "missing"
+    assert states(folder)["verify"] == "altered"
     other = folder / "mnist_cnn.onnx"
     parent = artifact.read(other)
     artifact.write(other, other.read_bytes() + b"\0", kind="onnx", parents=parent.parents, facts=parent.facts)
@@ -75,6 +83,20 @@ def test_status_tells_fresh_stale_missing_and_altered(folder):
     assert found["fold"] == "altered" and found["export"] == "stale" and found["train"] == "fresh"
     error = one_line(command("status", folder), 1)
     assert "mnist_cnn.folded.safetensors" in error and "expected sha256" in error
+
+
+def test_a_form_without_its_record_is_not_passed_over(folder, data):
+    (folder / "mnist_cnn.onnx.json").unlink()
+    assert "mnist_cnn.onnx.json is not beside it" in one_line(command("verify", folder, "--data", data), 2)
+    assert states(folder)["export"] == "altered" and states(folder)["half"] == "stale"
+
+
+def test_a_look_with_other_options_does_not_replace_the_proof(folder, data):
+    before = (folder / "verification.json").read_bytes()
+    np.savez(folder / "own.npz", images=dataset.test(data).images[:50], labels=dataset.test(data).labels[:50])
+    result = command("verify", folder, "--data", folder / "own.npz", "--gate", "0")
+    assert result.returncode == 0 and "--out" in result.stderr
+    assert (folder / "verification.json").read_bytes() == before
 
 
 def test_a_release_without_its_checkpoint_is_fresh(folder):
@@ -93,7 +115,7 @@ def test_an_altered_file_can_be_made_again(folder, data):
 def test_an_altered_report_does_not_block_its_remaking(folder, data):
     flip(folder / "latency.json")
     flip(folder / "verification.json")
-    assert command("bench", folder, "--quick", "--batch", "1").returncode == 0
+    assert command("bench", folder, "--quick", "--batch", "1", "--out", folder).returncode == 0
     assert states(folder)["bench"] == "fresh" and states(folder)["verify"] == "altered"
 
 

@@ -171,7 +171,7 @@ def show(latency: Artifact) -> None:
         times = [f"{row['microseconds'][name]:.1f}" if name in row["microseconds"] else "–" for name in headers[3:7]]
         rows.append([row["form"], row["runtime"], str(row["batch"]), *times, f"{row['images_per_second']:,.0f}"])
         rows[-1].append(f"{row['requests']:,}")
-    console.table(headers, rows, title=title)
+    console.table(headers, rows, title=title, spare=("requests", "p99.9", "images/s"))
     if found["speedup"]:
         ratios = [
             [r["form"], str(r["batch"]), f"{r['median']:.2f}", "{:.2f} – {:.2f}".format(*r["quartiles"])]

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
-from pipeline import artifact
+from pipeline import artifact, console
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed
 from pipeline.runtimes import pytorch
@@ -116,7 +116,7 @@ def _check(model: onnx.ModelProto, folded: Artifact, opset: int) -> None:
     shape = ",".join(map(str, folded.facts["model"]["input"]))
     classes = len(folded.facts["model"]["classes"])
     facts = {
-        "opset": ({o.domain: o.version for o in model.opset_import}, {"": opset}),
+        "opset": (", ".join(f"{o.domain}{o.version}" for o in model.opset_import), str(opset)),
         "operators besides the expected": (set(_operators(model)) - OPERATORS, set()),
         "inputs": ([_signature(value) for value in model.graph.input], [f"images uint8[batch,{shape}]"]),
         "outputs": ([_signature(value) for value in model.graph.output], [f"logits float32[batch,{classes}]"]),
@@ -138,3 +138,9 @@ def _signature(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     dims = ",".join(d.dim_param or str(d.dim_value) for d in kind.shape.dim)
     return f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)}[{dims}]"
+
+
+def show(exported: Artifact) -> None:
+    """What the graph is made of, in a line."""
+    operators = ", ".join(f"{count} {name}" for name, count in exported.facts["operators"].items())
+    console.result(f"opset {exported.facts['opset']}: {operators}")

@@ -21,8 +21,9 @@ TOLERANCE = 1e-3  # the largest logit difference that is rounding, not a mistake
 def run(checkpoint: Artifact, *, out: Out, data: Data) -> Artifact:
     """Fold BatchNorm, the normalisation and 1/255 into the convolutions, and drop Dropout.
 
-    Computed in float64, stored in float32. Compared with the unfolded network on all test images:
-    raises CheckFailed if a logit differs by more than 1e-3.
+    Computed in float64, stored in float32. Compared with the unfolded network on all test images.
+
+    Raises CheckFailed if a logit differs by more than 1e-3.
     """
     import safetensors.torch
 

@@ -27,17 +27,17 @@ BATCH = 500
 def run(onnx: Artifact, *, out: Out, data: Data) -> Artifact:
     """Convert the ONNX file to float16, weights and arithmetic, with a cast after the input and one before the output.
 
-    1. Weights are scaled between layers by powers of two, which changes no result, to keep clear of float16's ends.
-    2. No weight and, over all training images, no activation overflows or comes near it; no weight and at most one
-       activation in a million rounds to zero, which only those next to zero do. The margins go on record.
-    3. Weights are rounded to float16 and every operator between the two casts is float16.
-    Raises CheckFailed where rule 2 doesn't hold.
+    Weights are first scaled between layers by powers of two, which changes no result, to keep clear of float16's ends.
+    No weight and, over all training images, no activation may overflow or come near it; no weight and at most one
+    activation in a million may round to zero, which only those next to zero do. The margins go on record.
+
+    Raises CheckFailed where that doesn't hold.
     """
     model = _load(onnx)
     images = dataset.train(data).images
-    scales = _equalise(model, _ranges(model, images[:BATCH]))  # 1
-    margins = _margins(onnx, model, _ranges(model, images))  # 2
-    _convert(model)  # 3
+    scales = _equalise(model, _ranges(model, images[:BATCH]))
+    margins = _margins(onnx, model, _ranges(model, images))
+    _convert(model)
     _check(onnx, model)
     return artifact.write(
         output(out, FILE, onnx),
@@ -141,7 +141,8 @@ def _margins(source: Artifact, model: ModelProto, ranges: dict[str, dict[str, fl
     gone = [name for name, size in sizes.items() if size.size and size.min() <= TO_ZERO]
     huge = [name for name, size in sizes.items() if size.size and size.max() > LARGEST]
     near = [name for name, seen in ranges.items() if not seen["largest"] * HEADROOM <= LARGEST]
-    lost = [name for name, seen in ranges.items() if seen["to_zero"] > RARE * seen["values"]]
+    shares = {name: seen["to_zero"] / seen["values"] for name, seen in ranges.items()}
+    lost = [f"{name} ({share:.2g})" for name, share in shares.items() if share > RARE]
     problems = {
         "weights that are no finite numbers": wrong,
         "weights that round to zero": gone,

@@ -29,8 +29,9 @@ def run(
     """Measure every form's test accuracy and its agreement with the checkpoint, and hold both against the gate.
 
     A form passes if its accuracy is at least the gate and it is not significantly worse (exact McNemar, p < 0.05) than
-    the checkpoint or than the form it was made from. Raises CheckFailed, with the verification in it, naming those that
-    don't pass.
+    the checkpoint or than the form it was made from.
+
+    Raises CheckFailed, with the verification in it, naming those that don't pass.
     """
     if gate is not None and not 0 <= gate <= 1:
         raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
@@ -107,7 +108,7 @@ def _answers(form: Artifact, split: Split) -> list[tuple[dict[str, Any], np.ndar
     for runtime, mode in runtimes.readers(form.kind):
         name = runtimes.title(runtime)
         with runtime.load(form, mode=mode) as session:
-            with console.progress(len(split), "image", f"{form.name} {name} {mode}".strip()) as bar:
+            with console.progress(len(split), "image", form.name if not mode else f"{form.name}, {mode}") as bar:
                 logits = []
                 for start in range(0, len(split), BATCH):
                     logits.append(session(split.images[start : start + BATCH]))
@@ -222,6 +223,6 @@ def show(verification: Artifact) -> None:
         "logits within",
     ]
     title = f"{found['data']['name']}, {found['data']['images']:,} images; compared with {found['compared_with']}"
-    console.table(headers, rows, title=title)
+    console.table(headers, rows, title=title, spare=("size", "logits within", "McNemar p", "95 % interval"))
     verdict = "passed" if found["passed"] else "FAILED"
     console.result(f"{verdict}: gate {found['gate']:.2%}")
