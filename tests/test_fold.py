@@ -56,7 +56,7 @@ def networks(draw) -> tuple[nn.Sequential, torch.Tensor]:
     return nn.Sequential(*layers).eval(), torch.randint(0, 256, (4, channels, 20, 20)).double()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(networks(), st.floats(0.01, 0.9), st.floats(0.1, 1.0))
 def test_folded_is_the_same_function(network_and_pixels, mean, std):
     network, pixels = network_and_pixels

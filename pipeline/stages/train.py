@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 ORDER = 10
 KIND, FILE = "checkpoint", "{model}.safetensors"
 HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
-SMALLEST = 1e-9
 LIMITS = {  # least and most; for every other number, 0 and no limit
     "seed": (0, 2**46),
-    "limit": (2, 60_000),
+    "limit": (2, math.inf),
     "hold_out": (0, 50_000),
-    "epochs": (1, 10_000),
-    "batch_size": (1, 60_000),
-    "lr": (SMALLEST, 1e3),
+    "epochs": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "lr": (1e-9, 1e3),
     "step_size": (1, math.inf),
     "momentum": (0, 1),
     "gamma": (0, 1),
@@ -122,7 +121,15 @@ def _part(split: Split, which: Any) -> Split:
     return dataclasses.replace(split, images=split.images[which], labels=split.labels[which])
 
 
-def _write(path, network, train, measured, predictions, history, asked) -> Artifact:
+def _write(
+    path: Path,
+    network: torch.nn.Sequential,
+    train: Split,
+    measured: Split,
+    predictions: np.ndarray,
+    history: list[dict[str, Any]],
+    asked: dict[str, Any],
+) -> Artifact:
     """The checkpoint: weights, and on record all that later stages need to know of model and training."""
     import safetensors.torch
 
