@@ -127,21 +127,22 @@ def read(path: Path) -> Artifact:
             "or make it again"
         )
     record = _parse(sidecar(path))
-    found = digest(path)
-    if found != record["sha256"]:
-        raise CheckFailed(
-            f"{path}: altered: expected sha256 {record['sha256']}, received {found}; restore the file or make it again"
-        )
+    _same(path, record["sha256"], digest(path))
     return Artifact(path=path, **record)
 
 
 def content(artifact: Artifact) -> bytes:
     """The artifact's bytes, checked once more, so that what is used is what was checked."""
     data = artifact.path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != artifact.sha256:
-        raise CheckFailed(f"{artifact.path}: altered: expected sha256 {artifact.sha256}, received {found}")
+    _same(artifact.path, artifact.sha256, hashlib.sha256(data).hexdigest())
     return data
+
+
+def _same(path: Path, expected: str, received: str) -> None:
+    if received != expected:
+        raise CheckFailed(
+            f"{path}: altered: expected sha256 {expected}, received {received}; restore the file or make it again"
+        )
 
 
 def claimed_kind(path: Path) -> str | None:

@@ -97,7 +97,7 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
     folder that is written to; where forms come from one folder, that is the folder that is written to, unless options
     were given: a look with another gate or data set doesn't take the place of the proof.
     """
-    options = {p.name: given[p.name] for p in _options(stage)}
+    options = {name: given[name] for name in stages.options(stage)}
     found: list[Any] = []
     for name, parameter in inspect.signature(stage.run).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -115,7 +115,7 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
 
 
 def _proof_folder(stage: ModuleType, options: Mapping[str, Any], folder: Path) -> Path | None:
-    defaults = {p.name: stages.DEFAULTS.get(p.name) if p.default is p.empty else p.default for p in _options(stage)}
+    defaults = stages.options(stage)
     given = [name for name, value in options.items() if name != "out" and value != defaults[name]]
     if not given:
         return folder
@@ -159,7 +159,7 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
     check_writable(out)
     for name in stages.names():
         stage = stages.get(name)
-        asked = {p.name: {**options, "out": out}.get(p.name, p.default) for p in _options(stage)}
+        asked = {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}
         given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
         state = FRESH
         again = force or any(parent.kind in done for parent in given if isinstance(parent, Artifact))
@@ -177,10 +177,6 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
         yield Link(name, found.path, state, artifact=found)
     if failure:
         raise failure
-
-
-def _options(stage: ModuleType) -> list[inspect.Parameter]:
-    return [p for p in inspect.signature(stage.run).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def _given(kind: str, model: str, made: Mapping[str, Artifact]) -> list[Any]:

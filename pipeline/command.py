@@ -41,11 +41,9 @@ def options(some: Iterable[ModuleType]) -> list[click.Option]:
     found: dict[str, click.Option] = {}
     for stage in some:
         hints = typing.get_type_hints(stage.run, include_extras=True)
-        for parameter in inspect.signature(stage.run).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in found:
-                required = parameter.default is parameter.empty
-                default = stages.DEFAULTS[parameter.name] if required else parameter.default
-                found[parameter.name] = _option(parameter.name, hints[parameter.name], default)
+        for name, default in stages.options(stage).items():
+            if name not in found:
+                found[name] = _option(name, hints[name], default)
     return list(found.values())
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
 
 from pipeline.errors import UsageError
@@ -42,6 +43,11 @@ def readers(kind: str) -> list[tuple[ModuleType, str]]:
 def kinds() -> set[str]:
     """The kinds of artifact that some runtime runs: the forms of a model."""
     return {kind for runtime in map(get, names()) for kind in runtime.READS}
+
+
+def packages(some: Iterable[tuple[ModuleType, str]]) -> list[str]:
+    """The distributions whose versions go on record for these (runtime, mode) pairs, sorted."""
+    return sorted({package for runtime, _ in some for package in runtime.PACKAGES})
 
 
 def title(runtime: ModuleType) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +44,13 @@ def summary(name: str) -> str:
 def title(stage: ModuleType) -> str:
     """The stage's name without its package."""
     return stage.__name__.rpartition(".")[2]
+
+
+def options(stage: ModuleType) -> dict[str, Any]:
+    """A stage's options by name, each with its default on the command line."""
+    parameters = inspect.signature(stage.run).parameters.values()
+    keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return {p.name: DEFAULTS[p.name] if p.default is p.empty else p.default for p in keywords}
 
 
 def card(parent: Artifact) -> dict[str, Any]:

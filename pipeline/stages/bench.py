@@ -74,7 +74,7 @@ def run(
         kind=KIND,
         parents=forms,
         options={"batch": batch, "threads": threads, "quick": quick, "compare": compare},
-        versions=_versions(forms),
+        versions=artifact.versions(*runtimes.packages(reader for form in forms for reader in _timed(form))),
         facts=found,
     )
 
@@ -152,12 +152,6 @@ def _speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _versions(forms: tuple[Artifact, ...]) -> dict[str, str]:
-    return artifact.versions(
-        *sorted({package for form in forms for runtime, _ in _timed(form) for package in runtime.PACKAGES})
-    )
 
 
 def show(latency: Artifact) -> None:

@@ -38,6 +38,7 @@ def run(
     split = dataset.test(data)
     model = _one_model(forms, split)
     gate_used = model["gate"] if gate is None else gate
+    used = [reader for form in forms for reader in runtimes.readers(form.kind)]
     answers = [answer for form in forms for answer in _answers(form, split)]
     reference = _reference(answers, forms, split)
     rows = [
@@ -60,7 +61,7 @@ def run(
         kind=KIND,
         parents={form.name: form.sha256 for form in forms} | split.digests,
         options=options(data=data, gate=gate),
-        versions=_versions(forms),
+        versions=artifact.versions("numpy", "scipy", *runtimes.packages(used)),
         facts=found,
     )
     if failures:
@@ -189,11 +190,6 @@ def _problem(row: dict[str, Any], gate: float, reference: dict[str, Any]) -> str
     if row["parent_p"] < SIGNIFICANT:
         return f"{name}: is worse than {row['parent']}, which it was made from: McNemar p = {row['parent_p']:.3g}"
     return None
-
-
-def _versions(forms: tuple[Artifact, ...]) -> dict[str, str]:
-    used = {package for form in forms for runtime, _ in runtimes.readers(form.kind) for package in runtime.PACKAGES}
-    return artifact.versions("numpy", "scipy", *sorted(used))
 
 
 def show(verification: Artifact) -> None:
