@@ -1,7 +1,8 @@
 """What can be trained: one file a model, found by listing this folder.
 
 A model file defines (see `mnist_cnn.py`): `TITLE`, `VERSION`, `LICENCE`, `DATASET`, `INPUT` (channels,
-height, width), `CLASSES`, `MEAN`, `STD`, `GATE`, `RECIPE`, `network(dropout)` and `augment(...)`.
+height, width), `CLASSES`, `MEAN`, `STD`, `GATE`, `RECIPES` (one is
+called "default"), `network(dropout)` and `augment(...)`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Any
 
 from pipeline.errors import UsageError
 
@@ -46,9 +48,17 @@ def card(name: str) -> dict:
     }
 
 
-def recipe(name: str) -> dict:
-    """A model's recipe: each number and its default."""
-    return dataclasses.asdict(get(name).RECIPE)
+def recipes(name: str) -> dict[str, dict]:
+    """A model's recipes by name: each number of each."""
+    return {recipe: dataclasses.asdict(numbers) for recipe, numbers in get(name).RECIPES.items()}
+
+
+def recipe(name: str, which: str) -> Any:
+    """The recipe of a model that is called `which`. UsageError if there is none."""
+    recipes = get(name).RECIPES
+    if which not in recipes:
+        raise UsageError(f"--recipe: {name} has none called {which!r}: expected one of {', '.join(recipes)}")
+    return recipes[which]
 
 
 def layers(name: str) -> list[tuple[str, list[int], int]]:

@@ -1,4 +1,4 @@
-"""The command line: one command a stage and four about the chain; no logic, nothing heavy imported at the top."""
+"""The command line: one command a stage or experiment, four about the chain; no logic, no heavy import at the top."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import click
 
 import models
-from pipeline import __version__, artifact, chain, command, console, stages
+from pipeline import __version__, artifact, chain, command, console, experiments, stages
 from pipeline.artifact import Artifact
 from pipeline.errors import PipelineError
 
+EXTRAS = {"optuna": "host,sweep", "matplotlib": "host,sweep"}  # where it isn't `host` that brings a package
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class Commands(click.Group):
-    """The stages, then the commands below. `--help` reads the stages' first sentences and imports none of them."""
+    """Stages, experiments, then the commands below. `--help` reads the files' first sentences and imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*stages.names(), *self.commands]
+        return [*stages.names(), *experiments.names(), *self.commands]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return stage_command(name) if name in stages.names() else self.commands.get(name)
+        for package in (stages, experiments):
+            if name in package.names():
+                return module_command(name, package.get(name))
+        return self.commands.get(name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Stages"):
             formatter.write_dl([(name, stages.summary(name)) for name in stages.names()])
+        with formatter.section("Experiments"):
+            formatter.write_dl([(name, stages.summary(name, experiments)) for name in experiments.names()])
         with formatter.section("Commands"):
             formatter.write_dl([(name, each.get_short_help_str(110)) for name, each in self.commands.items()])
 
@@ -44,9 +51,8 @@ def cli() -> None:
     """
 
 
-def stage_command(name: str) -> click.Command:
-    """The command of a stage, made from the signature of its `run`."""
-    stage = stages.get(name)
+def module_command(name: str, stage: ModuleType) -> click.Command:
+    """The command of a stage or an experiment, made from the signature of its `run`."""
 
     def callback(as_json: bool, **given: Any) -> None:
         inputs, options = chain.gather(stage, given)
@@ -160,7 +166,8 @@ def show(what: str, as_json: bool) -> None:
     table = [[f"{layer}-{number}", str(shape), f"{size:,}"] for number, (layer, shape, size) in enumerate(rows, 1)]
     console.table(["layer (type)", "output shape", "parameters"], table, title=models.card(what)["title"])
     console.result(f"Total params: {total:,}")
-    console.result(f"Recipe: {models.recipe(what)}")
+    for recipe, numbers in models.recipes(what).items():
+        console.result(f"Recipe {recipe}: " + ", ".join(f"{name} {value}" for name, value in numbers.items()))
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -177,7 +184,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        _fail(f"this needs {error.name}, which isn't installed: pip install 'edge-pipeline[host]'", 2)
+        extra = EXTRAS.get(error.name, "host")
+        _fail(f"this needs {error.name}, which isn't installed: pip install 'edge-pipeline[{extra}]'", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):

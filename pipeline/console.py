@@ -41,7 +41,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, 
     console.print(made)
 
 
-def progress(total: int | None, unit: str, description: str) -> Any:
+def progress(total: int | None, unit: str, description: str, *, quiet: bool = False) -> Any:
     """A tqdm bar on stderr; into a file it writes a line a minute, since there it can't overwrite itself."""
     from tqdm import tqdm
 
@@ -51,6 +51,7 @@ def progress(total: int | None, unit: str, description: str) -> Any:
         unit=unit,
         desc=description,
         file=sys.stderr,
+        disable=quiet,
         mininterval=interval,
         maxinterval=interval,
         unit_scale=unit == "B",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -12,11 +13,30 @@ def describe() -> dict[str, Any]:
     """Processor, its usable cores, architecture, system, and how busy it was (load average over a minute)."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed instead of giving it back to the system.
+
+    A training step frees and asks again for some megabytes; each page that comes back from the system is first zeroed
+    by it, up to a quarter of a step's time. Numbers from glibc's malloc.h; nothing happens with another C library.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
+    if mallopt:
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 64 << 20)
+        mallopt(mmap_threshold, 1 << 30)
 
 
 def _processor() -> str:

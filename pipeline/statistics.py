@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
@@ -24,6 +25,25 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def summary(values: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
+    """Mean, its interval, standard deviation (n - 1), least and most of independent runs.
+
+    The interval is Student's t. One value has no deviation: None, and the interval is the value.
+    """
+    import numpy as np
+    from scipy.stats import sem, t
+
+    mean, n = float(np.mean(values)), len(values)
+    half = float(sem(values) * t.ppf((1 + confidence) / 2, n - 1)) if n > 1 else 0.0
+    return {
+        "mean": mean,
+        "mean_interval": [mean - half, mean + half],
+        "deviation": float(np.std(values, ddof=1)) if n > 1 else None,
+        "least": float(min(values)),
+        "most": float(max(values)),
+    }
 
 
 def percentiles(values: Sequence[float], which: Sequence[float] = PERCENTILES) -> dict[str, float]:

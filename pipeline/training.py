@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact, console
+from pipeline import console, machine
 from pipeline.dataset import Split
-from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +26,9 @@ class Trainer:
     seed: int
     device: str = "cpu"
     precision: str = "float32"
+    threads: int = 1  # of the processor; another number sums in another order
+    quiet: bool = False  # no progress bar
+    teacher: torch.nn.Sequential | None = None  # from normalised images to logits, if the recipe distils
 
     def fit(
         self, images: np.ndarray, labels: np.ndarray, state: dict[str, Any] | None = None
@@ -41,23 +41,19 @@ class Trainer:
         import torch
 
         _deterministic()
-        recipe = self.recipe
+        machine.keep_freed_memory()
+        torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
-        network = self.model.network(recipe.dropout).to(self.device, memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(network.parameters(), lr=recipe.lr, momentum=recipe.momentum)
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
+        network = self.model.network(self.recipe.dropout, self.recipe.width).to(self.device)
+        optimizer = torch.optim.SGD(network.parameters(), lr=self.recipe.lr, momentum=self.recipe.momentum, fused=True)
         if state:
             network.load_state_dict(state["weights"])
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state["momentum"]})
-            optimizer.param_groups[0]["lr"] = state["scheduler"]["_last_lr"][0]
-            scheduler.load_state_dict(state["scheduler"])
         pixels, targets = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).long().to(self.device)
-        for epoch in range(scheduler.last_epoch, recipe.epochs):
+        for epoch in range(state["epoch"] if state else 0, self.recipe.epochs):
             figures = self._epoch(network, optimizer, pixels, targets, epoch)
-            scheduler.step()
             momentum = optimizer.state_dict()["state"]
-            now = {"weights": network.state_dict(), "momentum": momentum, "scheduler": scheduler.state_dict()}
-            yield network, figures, now
+            yield network, figures, {"weights": network.state_dict(), "momentum": momentum, "epoch": epoch + 1}
 
     def _epoch(
         self,
@@ -69,19 +65,17 @@ class Trainer:
     ) -> dict[str, float]:
         """One pass over all images; gives its figures. Shows loss, batch, accuracy and it/s on the way."""
         import torch
-        import torch.nn.functional as F
 
         torch.manual_seed((self.seed << 16) + epoch)  # dropout's
         size, n = self.recipe.batch_size, len(pixels)
         batches = -(-n // size)
         loss_sum, correct = (torch.zeros((), dtype=kind, device=self.device) for kind in (torch.float32, torch.int64))
-        kind = torch.device(self.device).type
-        network.train()
-        with console.progress(batches, "it", f"epoch {epoch + 1}") as bar:
-            for number, (x, y) in enumerate(self._batches(pixels, targets, epoch)):
-                with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                    logits = network(x).flatten(1).float()
-                loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)  # has the log-softmax
+        forward = self._forward(network.train())
+        with console.progress(batches, "it", f"epoch {epoch + 1}", quiet=self.quiet) as bar:
+            for number, (x, y, soft) in enumerate(self._batches(pixels, targets, epoch)):
+                optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, epoch + number / batches)
+                logits = forward(x)
+                loss = self._loss(logits, y, soft)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -93,30 +87,88 @@ class Trainer:
                     bar.set_description(text, refresh=False)
         return {
             "epoch": epoch + 1,
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(self.recipe, epoch),
             "train_loss": loss_sum.item() / n,
             "train_accuracy": correct.item() / n,
         }
 
+    def _forward(self, network: torch.nn.Sequential) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The network as a function from normalised float32 images `[b, c, h, w]` to float32 logits `[b, classes]`."""
+        import torch
+
+        from pipeline import onednn
+
+        kind = getattr(torch, self.precision)
+        if self.device == "cpu" and onednn.usable(network):
+            return lambda images: onednn.forward(network, images, kind)
+        network.to(memory_format=torch.channels_last)
+
+        def general(images: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(torch.device(self.device).type, kind, enabled=kind is not torch.float32):
+                return network(images.contiguous(memory_format=torch.channels_last)).flatten(1).float()
+
+        return general
+
+    def _loss(self, logits: torch.Tensor, targets: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy against the labels, or against the teacher's softened answers.
+
+        Source of the latter: Hinton, Vinyals, Dean, Distilling the knowledge in a neural network (2015); the square of
+        the temperature makes up for the smaller gradients.
+        """
+        import torch.nn.functional as F
+
+        if self.teacher is None:
+            return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)  # has the log-softmax
+        temperature = self.recipe.distillation
+        return temperature**2 * F.cross_entropy(logits / temperature, soft)
+
     def _batches(
         self, pixels: torch.Tensor, targets: torch.Tensor, epoch: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Augmented, normalised float32 batches `[b, c, h, w]` and their targets `[b]`, in the epoch's own order.
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Augmented, normalised float32 batches `[b, c, h, w]`, their targets `[b]` and, with a teacher, its softened
+        answers `[b, classes]`, in the epoch's own order.
 
         Augmented by the chunk, since one call a batch costs more.
         """
         import torch
 
         generator = torch.Generator().manual_seed((self.seed << 16) + epoch)
-        strength = self.recipe.ease ** (epoch // self.recipe.step_size)
+        strength = augmentation(self.recipe, epoch)
         order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
         size = self.recipe.batch_size
         for chunk in order.split(CHUNK * size):
             x = pixels[chunk].float() / 255
             if strength > 0:
                 x = self.model.augment(x, generator, self.recipe, strength)
-            x = ((x - self.model.MEAN) / self.model.STD).contiguous(memory_format=torch.channels_last)
-            yield from zip(x.split(size), targets[chunk].split(size), strict=True)
+            x = x.sub_(self.model.MEAN).div_(self.model.STD)
+            soft = self._softened(x) if self.teacher is not None else targets[chunk]
+            yield from zip(x.split(size), targets[chunk].split(size), soft.split(size), strict=True)
+
+    def _softened(self, images: torch.Tensor) -> torch.Tensor:
+        """The teacher's probabilities `[n, classes]` at the recipe's temperature, for normalised images."""
+        import torch
+
+        forward = self._forward(self.teacher.to(self.device).eval())
+        with torch.no_grad():
+            logits = torch.cat([forward(part) for part in images.split(self.recipe.batch_size)])
+        return torch.softmax(logits / self.recipe.distillation, 1)
+
+
+def learning_rate(recipe: Any, epochs: float) -> float:
+    """The learning rate after so many epochs (with a fraction). Schedule "step": PyTorch's StepLR; "linear": up from 0
+    over the share `warmup` of the training, then down to 0."""
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.gamma ** (int(epochs) // recipe.step_size)
+    done = epochs / recipe.epochs
+    return recipe.lr * (done / recipe.warmup if done < recipe.warmup else (1 - done) / (1 - recipe.warmup))
+
+
+def augmentation(recipe: Any, epoch: int) -> float:
+    """How much of the recipe's augmentation an epoch gets: `ease` times as much after each learning-rate step, or,
+    with the linear schedule, less from epoch to epoch until the last one has `ease` of it."""
+    if recipe.schedule == "step":
+        return recipe.ease ** (epoch // recipe.step_size)
+    return 1 - (1 - recipe.ease) * epoch / max(recipe.epochs - 1, 1)
 
 
 def _deterministic() -> None:
@@ -144,47 +196,3 @@ def measure(model: ModuleType, network: torch.nn.Module, test: Split, device: st
 def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A network's parameters and statistics by name, on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-
-
-def save(snapshot: Path, state: dict[str, Any], asked: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """Write what `resume` needs: the state after an epoch, the options it was made with and the figures so far."""
-    import safetensors.torch
-
-    tensors = {f"weights.{name}": tensor.cpu().contiguous() for name, tensor in state["weights"].items()}
-    for index, entry in state["momentum"].items():
-        tensors[f"momentum.{index}"] = entry["momentum_buffer"].cpu().contiguous()
-    notes = {"options": asked, "history": history, "scheduler": state["scheduler"]}
-    artifact.save(snapshot, safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
-
-
-def resume(snapshot: Path, asked: dict[str, Any], wanted: bool | None) -> tuple[dict[str, Any] | None, list]:
-    """The state and history to continue from, if there is one and it is wanted."""
-    if wanted is False or not snapshot.is_file():
-        if wanted:
-            console.say(f"{snapshot} is not there: nothing to resume, starting with epoch 1")
-        return None, []
-    tensors, notes = _read_snapshot(snapshot)
-    other = {name: value for name, value in notes["options"].items() if asked.get(name) != value}
-    if other and wanted:
-        name, value = next(iter(other.items()))
-        raise UsageError(
-            f"{snapshot}: was begun with {name} {value}: expected {asked.get(name)}; use that, or --no-resume"
-        )
-    if other:
-        return None, []
-    done = len(notes["history"])
-    console.say(f"resuming after epoch {done} of {asked['epochs']} (--no-resume starts anew)")
-    momentum = {int(name[9:]): {"momentum_buffer": t} for name, t in tensors.items() if name.startswith("momentum.")}
-    weights = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("weights.")}
-    return {"weights": weights, "momentum": momentum, "scheduler": notes["scheduler"]}, notes["history"]
-
-
-def _read_snapshot(snapshot: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    import safetensors
-
-    try:
-        with safetensors.safe_open(snapshot, "pt") as file:
-            notes = json.loads(file.metadata()["notes"])
-            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118, it is no dict
-    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise UsageError(f"{snapshot}: is no training to resume ({error}); delete it and train anew") from error

@@ -118,7 +118,7 @@ def test_held_out_images_are_neither_trained_on_nor_tests(data, tmp_path):
     assert result.returncode == 0 and re.search(r"Held-out set: .* \d+/10000", result.stderr)
     made = artifact.read(tmp_path / "mnist_cnn.safetensors")
     assert made.facts["reference"]["name"] == "10000 held-out images, MNIST training set"
-    train, held = stage._split(dataset.train(data), {"hold_out": 10_000, "limit": None}, data)
+    train, held = stage.split(dataset.train(data), {"hold_out": 10_000, "limit": None}, data)
     assert len(train) == 50_000 and len(held) == 10_000 and held.digests == {}
     both = {image.tobytes() for image in train.images} & {image.tobytes() for image in held.images}
     assert len(both) < 10  # MNIST has hardly an image twice

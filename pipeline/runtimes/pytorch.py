@@ -52,19 +52,22 @@ def build(description: list[dict[str, Any]]) -> torch.nn.Sequential:
 
 
 def network(artifact: Artifact) -> torch.nn.Module:
-    """The network in an artifact, from uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, in eval mode.
+    """The network in an artifact, from uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, in eval mode."""
+    card = artifact.facts["model"]
+    return from_pixels(layers(artifact), (card["mean"], card["std"]) if artifact.kind == "checkpoint" else None)
 
-    Its layers are on record. Raises CheckFailed if the weights don't fit them.
-    """
+
+def layers(artifact: Artifact) -> torch.nn.Sequential:
+    """The bare layers of an artifact; they are on record. Raises CheckFailed if the weights don't fit them."""
     import safetensors.torch
 
-    layers, card = build(artifact.facts["layers"]), artifact.facts["model"]
+    made = build(artifact.facts["layers"])
     try:
-        layers.load_state_dict(safetensors.torch.load(artifacts.content(artifact)))
+        made.load_state_dict(safetensors.torch.load(artifacts.content(artifact)))
     except (RuntimeError, safetensors.SafetensorError) as error:
         line = " ".join(str(error).split())
         raise CheckFailed(f"{artifact.path}: its weights don't fit the layers on record: {line}") from error
-    return from_pixels(layers, (card["mean"], card["std"]) if artifact.kind == "checkpoint" else None)
+    return made
 
 
 def from_pixels(layers: torch.nn.Sequential, normalise: tuple[float, float] | None = None) -> torch.nn.Module:

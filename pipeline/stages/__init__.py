@@ -36,9 +36,9 @@ def get(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def summary(name: str) -> str:
-    """The sentence that a stage file opens with, read without importing it."""
-    return (ast.get_docstring(_source(name)) or "").partition("\n")[0]
+def summary(name: str, package: ModuleType | None = None) -> str:
+    """The sentence that a stage's file (or another package's) opens with, read without importing it."""
+    return (ast.get_docstring(_source(name, package)) or "").partition("\n")[0]
 
 
 def title(stage: ModuleType) -> str:
@@ -63,8 +63,9 @@ def output(out: Path, file: str, parent: Artifact) -> Path:
     return out / file.format(model=parent.facts["model"]["name"])
 
 
-def _source(name: str) -> ast.Module:
-    return ast.parse((Path(__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
+def _source(name: str, package: ModuleType | None = None) -> ast.Module:
+    folder = Path((package.__path__ if package else __path__)[0])
+    return ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
 
 
 def _order(name: str) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 import models
-from pipeline import artifact, console, dataset, training
+from pipeline import artifact, console, dataset, machine, snapshot, training
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
 from pipeline.errors import UsageError
@@ -27,6 +27,7 @@ KIND, FILE = "checkpoint", "{model}.safetensors"
 HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
 LIMITS = {  # least and most; for every other number, 0 and no limit
     "seed": (0, 2**46),
+    "threads": (1, 64),
     "limit": (2, math.inf),
     "hold_out": (0, 50_000),
     "epochs": (1, math.inf),
@@ -35,8 +36,10 @@ LIMITS = {  # least and most; for every other number, 0 and no limit
     "step_size": (1, math.inf),
     "momentum": (0, 1),
     "gamma": (0, 1),
+    "warmup": (0, 1),
     "dropout": (0, 1),
     "label_smoothing": (0, 1),
+    "width": (1, 64),
     "ease": (0, 1),
 }
 SNAPSHOT, HISTORY = "{model}.training.safetensors", "{model}.history.csv"
@@ -47,11 +50,16 @@ def run(
     *,
     out: Out,
     data: Data,
+    recipe: Annotated[str, "Which of the model's recipes: `pipeline show MODEL` lists them."] = "default",
+    teacher: Annotated[
+        Path | None, "Checkpoint that a recipe with distillation learns from; by default teacher/ in the folder."
+    ] = None,
     seed: Annotated[int, "Seed of everything that is random."] = 0,
     device: Annotated[Literal["auto", "cpu", "cuda"], "Where to train."] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"], "Arithmetic of the training; auto: bfloat16 where the device has it."
     ] = "auto",
+    threads: Annotated[int | None, "Processor threads to train with; by default two, or one if there is one."] = None,
     resume: Annotated[
         bool | None, "Continue an interrupted training; by default if there is one with the same options."
     ] = None,
@@ -61,10 +69,14 @@ def run(
         int | None, "Passes over the training images. This and the numbers below: by default the recipe's."
     ] = None,
     batch_size: Annotated[int | None, "Images a step."] = None,
-    lr: Annotated[float | None, "Learning rate of SGD."] = None,
+    lr: Annotated[float | None, "Highest learning rate of SGD."] = None,
     momentum: Annotated[float | None, "Momentum of SGD."] = None,
+    schedule: Annotated[
+        Literal["step", "linear"] | None, "Learning rate: StepLR, or up from 0 and down to 0 linearly."
+    ] = None,
     step_size: Annotated[int | None, "Epochs between learning-rate steps (StepLR)."] = None,
     gamma: Annotated[float | None, "Factor of a learning-rate step (StepLR)."] = None,
+    warmup: Annotated[float | None, "Share of a linear schedule that goes up."] = None,
     dropout: Annotated[float | None, "Share of activations dropped."] = None,
     label_smoothing: Annotated[float | None, "Share of the target spread over all classes."] = None,
     rotation: Annotated[float | None, "Augmentation: degrees, either way."] = None,
@@ -72,7 +84,9 @@ def run(
     scale: Annotated[float | None, "Augmentation: relative, either way."] = None,
     shear: Annotated[float | None, "Augmentation: degrees, either way."] = None,
     elastic: Annotated[float | None, "Augmentation: pixels, standard deviation of a smooth field."] = None,
-    ease: Annotated[float | None, "Augmentation: factor on all of it at a learning-rate step."] = None,
+    distillation: Annotated[float | None, "Temperature of a teacher's answers as targets; 0: the labels are."] = None,
+    width: Annotated[int | None, "Times as many channels: for a teacher."] = None,
+    ease: Annotated[float | None, "Augmentation: how much of it a learning-rate step leaves, or the end."] = None,
 ) -> Artifact:
     """Train a model with its recipe; the last epoch's weights are the result.
 
@@ -81,21 +95,24 @@ def run(
     ends with the same weights as an undisturbed one.
     """
     asked = options(**locals())
-    train, measured = _split(dataset.train(data), asked, data)
-    trainer = training.Trainer(models.get(model), _recipe(model, asked), seed, asked["device"], asked["precision"])
-    snapshot = out / SNAPSHOT.format(model=model)
-    network, predictions, history = _epochs(trainer, train, measured, snapshot, asked, resume)
+    train, measured = split(dataset.train(data), asked, data)
+    how = {name: asked[name] for name in ("device", "precision", "threads")}
+    if asked["teacher"]:
+        how["teacher"] = pytorch.layers(_teacher(model, teacher, out, hold_out))
+    trainer = training.Trainer(models.get(model), _recipe(model, recipe, asked), seed, **how)
+    kept = out / SNAPSHOT.format(model=model)
+    network, predictions, history = _epochs(trainer, train, measured, kept, asked, resume)
     made = _write(out / FILE.format(model=model), network, train, measured, predictions, history, asked)
     _write_history(out / HISTORY.format(model=model), history, made)
-    snapshot.unlink(missing_ok=True)
+    kept.unlink(missing_ok=True)
     return made
 
 
 def _epochs(
-    trainer: training.Trainer, train: Split, measured: Split, snapshot: Path, asked: dict, resume: bool | None
+    trainer: training.Trainer, train: Split, measured: Split, kept: Path, asked: dict, resume: bool | None
 ) -> tuple[torch.nn.Sequential, np.ndarray, list[dict[str, Any]]]:
     """Train to the end, with a snapshot after every epoch but the last; the network, its answers, all figures."""
-    begun, history = training.resume(snapshot, asked, resume)
+    begun, history = snapshot.resume(kept, asked, resume)
     for network, figures, state in trainer.fit(train.images, train.labels, begun):
         loss, predictions = training.measure(trainer.model, network, measured, trainer.device)
         correct, n = int((predictions == measured.labels).sum()), len(measured)
@@ -103,11 +120,11 @@ def _epochs(
         console.say(f"{what}: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({correct / n:.2%})\n")
         history.append({**figures, "test_loss": loss, "test_accuracy": correct / n})
         if len(history) < asked["epochs"]:
-            training.save(snapshot, state, asked, history)
+            snapshot.save(kept, state, asked, history)
     return network, predictions, history
 
 
-def _split(train: Split, asked: dict[str, Any], data: Path) -> tuple[Split, Split]:
+def split(train: Split, asked: dict[str, Any], data: Path) -> tuple[Split, Split]:
     """What is trained on and what is measured: all training images and the test set, unless some are held out."""
     if not asked["hold_out"]:
         return _part(train, slice(asked["limit"])), dataset.test(data)
@@ -137,7 +154,7 @@ def _write(
         path,
         safetensors.torch.save(training.weights(network)),
         kind=KIND,
-        parents=train.digests,
+        parents={**train.digests, **({"teacher": asked["teacher"]} if asked["teacher"] else {})},
         options=asked,
         versions=artifact.versions("torch", "safetensors", "numpy"),
         facts={
@@ -152,27 +169,55 @@ def _write(
 
 
 def options(
-    model: str, *, seed: int, device: str, precision: str, limit: int | None, hold_out: int, **given: Any
+    model: str,
+    *,
+    recipe: str,
+    seed: int,
+    device: str,
+    precision: str,
+    threads: int | None,
+    limit: int | None,
+    hold_out: int,
+    out: Path,
+    teacher: Path | None,
+    **given: Any,
 ) -> dict[str, Any]:
-    """What a checkpoint depends on: the recipe with the numbers that were given, images, seed, device, arithmetic.
+    """What a checkpoint depends on: the recipe's numbers or those given instead, images, seed, device, arithmetic.
 
-    Raises UsageError for a number out of its range.
+    Raises UsageError for a recipe that there isn't or a number out of its range.
     """
-    recipe = models.get(model).RECIPE
-    names = [field.name for field in dataclasses.fields(recipe)]
-    numbers = {name: getattr(recipe, name) if given.get(name) is None else given[name] for name in names}
-    asked = {"seed": seed, "limit": limit, "hold_out": hold_out, **numbers}
+    numbers = dataclasses.asdict(models.recipe(model, recipe))
+    numbers = {name: value if given.get(name) is None else given[name] for name, value in numbers.items()}
+    threads = threads if threads is not None else min(2, machine.cores())
+    asked = {"seed": seed, "threads": threads, "limit": limit, "hold_out": hold_out, **numbers}
     for name, value in asked.items():
         least, most = LIMITS.get(name, (0, math.inf))
-        if value is not None and not (least <= value <= most and math.isfinite(value)):
+        if isinstance(value, int | float) and not (least <= value <= most and math.isfinite(value)):
             raise UsageError(f"--{name.replace('_', '-')}: expected {least:g} to {most:g}, received {value:g}")
     place = _device(device)
-    return {"model": model, "device": place, "precision": _precision(precision, place), **asked}
+    taught = _teacher(model, teacher, out, hold_out).sha256 if asked["distillation"] else None
+    return {"model": model, "device": place, "precision": _precision(precision, place), "teacher": taught, **asked}
 
 
-def _recipe(model: str, asked: dict[str, Any]) -> Any:
-    recipe = models.get(model).RECIPE
-    return dataclasses.replace(recipe, **{field.name: asked[field.name] for field in dataclasses.fields(recipe)})
+def _teacher(model: str, given: Path | None, out: Path, hold_out: int) -> Artifact:
+    """The checkpoint to distil from. UsageError if there is none, or if it has seen what this training holds out."""
+    path = given or out / "teacher" / FILE.format(model=model)
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: this recipe learns from a teacher, and there is none; "
+            f"`pipeline train --recipe teacher --out {path.parent}` makes it"
+        )
+    found = artifact.read(path)
+    if found.kind != KIND or found.facts["model"]["name"] != model:
+        raise UsageError(f"{path}: expected a checkpoint of {model}, received {found.kind}")
+    if found.options["hold_out"] != hold_out:
+        raise UsageError(f"{path}: expected a teacher with --hold-out {hold_out}, received {found.options['hold_out']}")
+    return found
+
+
+def _recipe(model: str, recipe: str, asked: dict[str, Any]) -> Any:
+    numbers = models.recipe(model, recipe)
+    return dataclasses.replace(numbers, **{field.name: asked[field.name] for field in dataclasses.fields(numbers)})
 
 
 def _device(device: str) -> str:

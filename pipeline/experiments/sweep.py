@@ -1,0 +1,115 @@
+"""Learning rates and gammas in, held-out accuracy of each pair out: the table, the heat map and the best pair."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pipeline import artifact, console, dataset, heatmap, machine
+from pipeline import trials as queue
+from pipeline.artifact import Artifact
+from pipeline.errors import UsageError
+from pipeline.stages import Data, Out
+
+if TYPE_CHECKING:
+    import optuna
+
+KIND, FILE = "sweep", "sweep.json"
+PICTURE, STORAGE = "sweep.png", "sweep.db"
+LRS, GAMMAS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def run(
+    model: str,
+    *,
+    out: Out,
+    data: Data,
+    sampler: Annotated[
+        Literal["grid", "random", "tpe"], "Which pairs: all, or drawn, or drawn where it pays."
+    ] = "grid",
+    lr: Annotated[tuple[float, ...], "A learning rate of the grid; random and tpe draw from least to most."] = LRS,
+    gamma: Annotated[tuple[float, ...], "A gamma of the grid; random and tpe draw from least to most."] = GAMMAS,
+    trials: Annotated[int, "How many random or tpe draws in all; a grid has as many as it has pairs."] = 54,
+    prune: Annotated[bool | None, "Stop a trial that is under the median of the others after the same epoch."] = True,
+    workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
+    storage: Annotated[str | None, "Optuna storage URL, for many machines; by default a file in the folder."] = None,
+    name: Annotated[str, "Name of the sweep in the storage: workers with the same one share its trials."] = "sweep",
+    seed: Annotated[int, "Seed of every training and of the sampler."] = 0,
+    epochs: Annotated[int | None, "Epochs a trial; by default the recipe's."] = None,
+    hold_out: Annotated[int, "Training images that trials are measured on; the test set is not looked at."] = 10_000,
+    limit: Annotated[int | None, "Train on the first so many images only: for a try, not for a result."] = None,
+) -> Artifact:
+    """Sweep learning rate and gamma of StepLR over the seed's grid, measured on held-out training images.
+
+    A sweep that was killed goes on where it was, and workers on several machines share one storage: every pair is
+    trained once. A trial whose worker died is tried again. Ends with a table, a heat map and the best pair.
+    """
+    plan = _pairs(lr, gamma) if sampler == "grid" else [{}] * trials
+    space = {"lr": [min(lr), max(lr)], "gamma": [min(gamma), max(gamma)]}
+    asked = {"model": model, "seed": seed, "hold_out": hold_out, "limit": limit, "epochs": epochs}
+    facts = {**asked, "sampler": sampler, "prune": bool(prune), "space": space, "trials": len(plan)}
+    workers = machine.cores() if workers is None else workers
+    _check(facts, lr, gamma, workers)
+    dataset.train(data)
+    out.mkdir(parents=True, exist_ok=True)
+    url = storage or f"sqlite:///{out / STORAGE}"
+    queue.plan(url, name, plan, facts)
+    queue.work(url, name, facts, data, workers)
+    return _write(out, queue.ended(queue.load(url, name, facts)), data, facts)
+
+
+def _check(facts: dict[str, Any], lr: tuple[float, ...], gamma: tuple[float, ...], workers: int) -> None:
+    for name, value in (("trials", facts["trials"]), ("workers", workers), ("hold-out", facts["hold_out"])):
+        if value < 1:
+            raise UsageError(f"--{name}: expected 1 or more, received {value}")
+    for name, values in (("lr", lr), ("gamma", gamma)):
+        for value in values:
+            queue.options(facts, **{name: value})
+
+
+def _pairs(lr: tuple[float, ...], gamma: tuple[float, ...]) -> list[dict[str, float]]:
+    return [{"lr": one, "gamma": other} for one, other in itertools.product(sorted(set(lr)), sorted(set(gamma)))]
+
+
+def _write(out: Path, trials: list[optuna.trial.FrozenTrial], data: Path, facts: dict[str, Any]) -> Artifact:
+    """The sweep's trials and its best pair, with the picture beside it."""
+    rows = [_row(trial) for trial in trials]
+    rows.sort(key=lambda row: (row["pruned"], -row["accuracy"]))
+    best = rows[0]
+    found = {
+        **facts,
+        "rows": rows,
+        "best": best,
+        "command": f"pipeline train {facts['model']} --lr {best['lr']:g} --gamma {best['gamma']:g}",
+        "measured_on": f"{facts['hold_out']} held-out training images",
+    }
+    pixels = dataset.train(data).digests
+    versions = artifact.versions("torch", "optuna", "numpy")
+    content = (json.dumps(found, indent=1) + "\n").encode()
+    made = artifact.write(out / FILE, content, kind=KIND, parents=pixels, options=facts, versions=versions, facts=found)
+    picture = heatmap.draw(rows, grid=facts["sampler"] == "grid", title=found["measured_on"])
+    artifact.write(out / PICTURE, picture, kind="picture", parents=[made], versions=artifact.versions("matplotlib"))
+    return made
+
+
+def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    import optuna
+
+    pruned = trial.state == optuna.trial.TrialState.PRUNED
+    last = max(trial.intermediate_values)
+    accuracy = trial.intermediate_values[last]
+    return {**trial.params, "accuracy": accuracy, "epochs": last, "pruned": pruned}
+
+
+def show(sweep: Artifact) -> None:
+    """Every trial, best first, and how to train with the best pair."""
+    rows = [[f"{row['lr']:g}", f"{row['gamma']:g}", *_result(row)] for row in sweep.facts["rows"]]
+    console.table(["lr", "gamma", "accuracy", "epochs", ""], rows, title=sweep.facts["measured_on"])
+    console.result(f"heat map: {sweep.path.with_name(PICTURE)}")
+    console.result(f"best: {sweep.facts['command']}")
+
+
+def _result(row: dict[str, Any]) -> list[str]:
+    return [f"{row['accuracy']:.2%}", str(row["epochs"]), "pruned" if row["pruned"] else ""]

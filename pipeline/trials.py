@@ -1,0 +1,164 @@
+"""A plan of trials in, each of them trained once, by any number of workers on any number of machines.
+
+An Optuna storage is where workers meet. Every trial of the plan is queued when the sweep is created; a worker takes one
+after the other, and says every few seconds that it lives. What a dead one was at is queued again by the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import models
+from pipeline import console, dataset
+from pipeline.errors import PipelineError, UsageError
+from pipeline.stages import train
+from pipeline.training import Trainer, measure
+
+if TYPE_CHECKING:
+    import optuna
+
+BEAT, GRACE = 10, 60  # seconds: how often a worker says that it lives, and when it counts as dead
+SHARED = ("seed", "hold_out", "limit", "epochs")  # a sweep's facts that every trial's training is given
+
+
+def options(facts: dict[str, Any], **numbers: float) -> dict[str, Any]:
+    """A trial's training options, complete and checked: the default recipe with this learning rate and gamma."""
+    how = {"recipe": "default", "device": "auto", "precision": "auto", "threads": 1, "out": Path(), "teacher": None}
+    return train.options(facts["model"], **how, **{name: facts[name] for name in SHARED}, **numbers)
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    """The storage, with heartbeats: a trial whose worker has been silent for GRACE seconds is queued again."""
+    import optuna
+    import sqlalchemy.exc
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    again = optuna.storages.RetryHeartbeatStaleTrialCallback()
+    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    beats = {"heartbeat_interval": BEAT, "grace_period": GRACE, "heartbeat_stale_trial_callback": again}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=wait, **beats)
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--storage {url}: cannot be used: {line}; expected a URL such as sqlite:///sweep.db"
+        ) from error
+
+
+def plan(url: str, name: str, pairs: list[dict[str, float]], facts: dict[str, Any]) -> None:
+    """Queue every trial, once: whoever creates the study does, others wait for it; a stranger's plan is refused."""
+    import optuna
+
+    storage = _storage(url)
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=name)
+        deadline = time.monotonic() + GRACE
+        while "planned" not in study.user_attrs and time.monotonic() < deadline:
+            time.sleep(0.5)
+    begun = study.user_attrs.get("facts", facts)
+    if other := [key for key in facts if begun.get(key) != facts[key]]:
+        key = other[0]
+        raise UsageError(
+            f"{url}: sweep {name!r} was begun with {key} {begun.get(key)}: expected {facts[key]}; "
+            "use that, or give this one another --name"
+        )
+    if "planned" in study.user_attrs:
+        return
+    study.set_user_attr("facts", facts)
+    there = len(study.trials)  # what one who was killed while planning left
+    for pair in pairs[there:]:
+        study.enqueue_trial(pair, user_attrs={"planned": True})
+    study.set_user_attr("planned", True)
+
+
+def load(url: str, name: str, facts: dict[str, Any]) -> optuna.Study:
+    import optuna
+
+    kinds = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
+    sampler = kinds.get(facts["sampler"], optuna.samplers.RandomSampler)(seed=facts["seed"])
+    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2) if facts["prune"] else optuna.pruners.NopPruner()
+    return optuna.load_study(storage=_storage(url), study_name=name, sampler=sampler, pruner=pruner)
+
+
+def work(url: str, name: str, facts: dict[str, Any], data: Path, workers: int) -> None:
+    """So many processes that take one trial after the other until none is left; a bar of the trials that ended."""
+    study, context = load(url, name, facts), multiprocessing.get_context("spawn")
+    crew = [context.Process(target=_worker, args=(url, name, facts, data, n), daemon=True) for n in range(workers)]
+    for process in crew:
+        process.start()
+    try:
+        with console.progress(facts["trials"], "trial", "sweep") as bar:
+            while any(process.is_alive() for process in crew):
+                bar.update(len(ended(study)) - bar.n)
+                crew[0].join(1)
+            bar.update(len(ended(study)) - bar.n)
+    finally:
+        for process in crew:
+            process.terminate()
+    if len(ended(study)) < facts["trials"]:
+        codes = ", ".join(str(process.exitcode) for process in crew)
+        raise PipelineError(f"sweep {name!r}: its workers ended early (exit codes {codes}); run it again to go on")
+
+
+def _worker(url: str, name: str, facts: dict[str, Any], data: Path, number: int) -> None:
+    """Take trials until all have ended, waiting for those of others, which may yet turn out to be dead."""
+    import optuna
+
+    study = load(url, name, {**facts, "seed": facts["seed"] + number})
+    trainer = _Trials(facts, data)
+    while len(ended(study)) < facts["trials"]:
+        if study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
+            study.optimize(trainer.accuracy, n_trials=1, catch=(_Surplus,))
+        else:
+            optuna.storages.fail_stale_trials(study)
+            time.sleep(1)
+
+
+def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    import optuna
+
+    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    return study.get_trials(deepcopy=False, states=states)
+
+
+class _Surplus(Exception):
+    """Another worker took the last trial between this one's looking and asking."""
+
+
+class _Trials:
+    """What one process trains: the images are read once."""
+
+    def __init__(self, facts: dict[str, Any], data: Path) -> None:
+        self.model, self.facts = models.get(facts["model"]), facts
+        self.images, self.held_out = train.split(dataset.train(data), facts, data)
+
+    def accuracy(self, trial: optuna.Trial) -> float:
+        """Held-out accuracy after the last epoch. Raises TrialPruned for a trial that the pruner gives up."""
+        import optuna
+
+        if not trial.user_attrs.get("planned"):
+            raise _Surplus
+        numbers = {name: trial.suggest_float(name, *bounds) for name, bounds in self.facts["space"].items()}
+        asked = options(self.facts, **numbers)
+        recipe = models.recipe(self.facts["model"], "default")
+        recipe = dataclasses.replace(recipe, epochs=asked["epochs"], **numbers)
+        trainer = Trainer(self.model, recipe, asked["seed"], asked["device"], asked["precision"], quiet=True)
+        parent = os.getppid()
+        for network, figures, _ in trainer.fit(self.images.images, self.images.labels):
+            _, predictions = measure(self.model, network, self.held_out, asked["device"])
+            accuracy = float((predictions == self.held_out.labels).mean())
+            trial.report(accuracy, int(figures["epoch"]))
+            if os.getppid() != parent:
+                raise SystemExit("the sweep that this worker belongs to is gone")
+            if figures["epoch"] < recipe.epochs and trial.should_prune():
+                raise optuna.TrialPruned
+        return accuracy
