@@ -15,8 +15,7 @@ from torch import nn
 import models
 from benchmarks import seed_loop
 from models import mnist_cnn
-from pipeline import artifact, console, dataset, machine, mnist
-from pipeline.stages import train
+from pipeline import artifact, console, dataset, machine, mnist, recipe
 from pipeline.training import Trainer
 
 EPOCH = 60_000
@@ -25,8 +24,9 @@ EPOCH = 60_000
 def ours(data: Path, images: int, threads: int, precision: str) -> Iterator[int]:
     """Our loop without end on the first so many images; yields after every epoch of them."""
     split = dataset.train(data)
-    recipe = models.recipe("mnist_cnn", "default")
-    trainer = Trainer(mnist_cnn, recipe, 0, precision=precision, threads=threads)
+    trainer = Trainer(
+        mnist_cnn, models.recipe("mnist_cnn", "default"), 0, precision=precision, threads=threads, quiet=True
+    )
     while True:
         for _ in trainer.fit(split.images[:images], split.labels[:images]):
             yield images
@@ -88,18 +88,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     mnist.ensure(given.data)
-    precision = train.options(
-        "mnist_cnn",
-        recipe="default",
-        seed=0,
-        device="cpu",
-        precision="auto",
-        threads=None,
-        limit=None,
-        hold_out=0,
-        out=Path(),
-        teacher=None,
-    )["precision"]
+    how = {"device": "cpu", "precision": "auto", "train_threads": given.threads, "limit": None, "hold_out": 0}
+    precision = recipe.options("mnist_cnn", recipe="default", seed=0, **how)["precision"]
     torch.set_num_threads(given.threads)
     sides = {
         "seed loop": lambda: seed_loop.loop(given.data, given.images, given.threads),

@@ -32,7 +32,7 @@ def forward(network: nn.Sequential, images: Tensor, dtype: torch.dtype) -> Tenso
     """Float32 logits `[n, classes]` of float32 images `[n, c, h, w]`, as `network(images)` gives them.
 
     Layers compute in `dtype` (float32 or bfloat16, then with float32 sums); in training mode they update their running
-    statistics, and autograd goes through all of it. Needs a network that is `usable`.
+    statistics, and autograd goes through all of it (not in evaluation mode). Needs a network that is `usable`.
     """
     hidden = images.to_mkldnn(dtype)
     for layer in network:

@@ -28,7 +28,6 @@ class Trainer:
     precision: str = "float32"
     threads: int = 1  # of the processor; another number sums in another order
     quiet: bool = False  # no progress bar
-    teacher: torch.nn.Sequential | None = None  # from normalised images to logits, if the recipe distils
 
     def fit(
         self, images: np.ndarray, labels: np.ndarray, state: dict[str, Any] | None = None
@@ -44,7 +43,7 @@ class Trainer:
         machine.keep_freed_memory()
         torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
-        network = self.model.network(self.recipe.dropout, self.recipe.width).to(self.device)
+        network = self.model.network(self.recipe.dropout).to(self.device)
         optimizer = torch.optim.SGD(network.parameters(), lr=self.recipe.lr, momentum=self.recipe.momentum, fused=True)
         if state:
             network.load_state_dict(state["weights"])
@@ -65,6 +64,7 @@ class Trainer:
     ) -> dict[str, float]:
         """One pass over all images; gives its figures. Shows loss, batch, accuracy and it/s on the way."""
         import torch
+        import torch.nn.functional as F
 
         torch.manual_seed((self.seed << 16) + epoch)  # dropout's
         size, n = self.recipe.batch_size, len(pixels)
@@ -72,10 +72,10 @@ class Trainer:
         loss_sum, correct = (torch.zeros((), dtype=kind, device=self.device) for kind in (torch.float32, torch.int64))
         forward = self._forward(network.train())
         with console.progress(batches, "it", f"epoch {epoch + 1}", quiet=self.quiet) as bar:
-            for number, (x, y, soft) in enumerate(self._batches(pixels, targets, epoch)):
+            for number, (x, y) in enumerate(self._batches(pixels, targets, epoch)):
                 optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, epoch + number / batches)
                 logits = forward(x)
-                loss = self._loss(logits, y, soft)
+                loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)  # has the log-softmax
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -109,24 +109,10 @@ class Trainer:
 
         return general
 
-    def _loss(self, logits: torch.Tensor, targets: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy against the labels, or against the teacher's softened answers.
-
-        Source of the latter: Hinton, Vinyals, Dean, Distilling the knowledge in a neural network (2015); the square of
-        the temperature makes up for the smaller gradients.
-        """
-        import torch.nn.functional as F
-
-        if self.teacher is None:
-            return F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)  # has the log-softmax
-        temperature = self.recipe.distillation
-        return temperature**2 * F.cross_entropy(logits / temperature, soft)
-
     def _batches(
         self, pixels: torch.Tensor, targets: torch.Tensor, epoch: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Augmented, normalised float32 batches `[b, c, h, w]`, their targets `[b]` and, with a teacher, its softened
-        answers `[b, classes]`, in the epoch's own order.
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Augmented, normalised float32 batches `[b, c, h, w]` and their targets `[b]`, in the epoch's own order.
 
         Augmented by the chunk, since one call a batch costs more.
         """
@@ -141,17 +127,7 @@ class Trainer:
             if strength > 0:
                 x = self.model.augment(x, generator, self.recipe, strength)
             x = x.sub_(self.model.MEAN).div_(self.model.STD)
-            soft = self._softened(x) if self.teacher is not None else targets[chunk]
-            yield from zip(x.split(size), targets[chunk].split(size), soft.split(size), strict=True)
-
-    def _softened(self, images: torch.Tensor) -> torch.Tensor:
-        """The teacher's probabilities `[n, classes]` at the recipe's temperature, for normalised images."""
-        import torch
-
-        forward = self._forward(self.teacher.to(self.device).eval())
-        with torch.no_grad():
-            logits = torch.cat([forward(part) for part in images.split(self.recipe.batch_size)])
-        return torch.softmax(logits / self.recipe.distillation, 1)
+            yield from zip(x.split(size), targets[chunk].split(size), strict=True)
 
 
 def learning_rate(recipe: Any, epochs: float) -> float:

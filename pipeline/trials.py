@@ -6,16 +6,17 @@ after the other, and says every few seconds that it lives. What a dead one was a
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
+import platform
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from pipeline import console, dataset
+from pipeline import console, dataset, recipe
 from pipeline.errors import PipelineError, UsageError
 from pipeline.stages import train
 from pipeline.training import Trainer, measure
@@ -23,52 +24,63 @@ from pipeline.training import Trainer, measure
 if TYPE_CHECKING:
     import optuna
 
-BEAT, GRACE = 10, 60  # seconds: how often a worker says that it lives, and when it counts as dead
 SHARED = ("seed", "hold_out", "limit", "epochs")  # a sweep's facts that every trial's training is given
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where workers meet: an Optuna storage URL, the sweep's name in it, and the seconds of silence after which one of
+    them counts as dead."""
+
+    url: str
+    name: str
+    grace: int = 60
 
 
 def options(facts: dict[str, Any], **numbers: float) -> dict[str, Any]:
     """A trial's training options, complete and checked: the default recipe with this learning rate and gamma."""
-    how = {"recipe": "default", "device": "auto", "precision": "auto", "threads": 1, "out": Path(), "teacher": None}
-    return train.options(facts["model"], **how, **{name: facts[name] for name in SHARED}, **numbers)
+    how = {"recipe": "default", "device": "auto", "precision": "auto", "train_threads": 1}
+    return recipe.options(facts["model"], **how, **{name: facts[name] for name in SHARED}, **numbers)
 
 
-def _storage(url: str) -> optuna.storages.RDBStorage:
-    """The storage, with heartbeats: a trial whose worker has been silent for GRACE seconds is queued again."""
+def _storage(meeting: Meeting) -> optuna.storages.RDBStorage:
+    """The storage, with heartbeats: a trial whose worker has been silent for too long is queued again."""
     import optuna
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     again = optuna.storages.RetryHeartbeatStaleTrialCallback()
-    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    beats = {"heartbeat_interval": BEAT, "grace_period": GRACE, "heartbeat_stale_trial_callback": again}
+    wait = {"connect_args": {"timeout": 60}} if meeting.url.startswith("sqlite") else {}
+    beats = {"heartbeat_interval": max(1, meeting.grace // 6), "grace_period": meeting.grace}
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=wait, **beats)
+        return optuna.storages.RDBStorage(
+            meeting.url, engine_kwargs=wait, heartbeat_stale_trial_callback=again, **beats
+        )
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         line = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"--storage {url}: cannot be used: {line}; expected a URL such as sqlite:///sweep.db"
+            f"--storage {meeting.url}: cannot be used: {line}; expected a URL such as sqlite:///sweep.db"
         ) from error
 
 
-def plan(url: str, name: str, pairs: list[dict[str, float]], facts: dict[str, Any]) -> None:
+def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any]) -> None:
     """Queue every trial, once: whoever creates the study does, others wait for it; a stranger's plan is refused."""
     import optuna
 
-    storage = _storage(url)
+    storage = _storage(meeting)
     try:
-        study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        study = optuna.create_study(storage=storage, study_name=meeting.name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(storage=storage, study_name=name)
-        deadline = time.monotonic() + GRACE
+        study = optuna.load_study(storage=storage, study_name=meeting.name)
+        deadline = time.monotonic() + meeting.grace
         while "planned" not in study.user_attrs and time.monotonic() < deadline:
             time.sleep(0.5)
     begun = study.user_attrs.get("facts", facts)
     if other := [key for key in facts if begun.get(key) != facts[key]]:
         key = other[0]
         raise UsageError(
-            f"{url}: sweep {name!r} was begun with {key} {begun.get(key)}: expected {facts[key]}; "
+            f"{meeting.url}: sweep {meeting.name!r} was begun with {key} {begun.get(key)}: expected {facts[key]}; "
             "use that, or give this one another --name"
         )
     if "planned" in study.user_attrs:
@@ -80,19 +92,19 @@ def plan(url: str, name: str, pairs: list[dict[str, float]], facts: dict[str, An
     study.set_user_attr("planned", True)
 
 
-def load(url: str, name: str, facts: dict[str, Any]) -> optuna.Study:
+def load(meeting: Meeting, facts: dict[str, Any]) -> optuna.Study:
     import optuna
 
     kinds = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
     sampler = kinds.get(facts["sampler"], optuna.samplers.RandomSampler)(seed=facts["seed"])
     pruner = optuna.pruners.MedianPruner(n_warmup_steps=2) if facts["prune"] else optuna.pruners.NopPruner()
-    return optuna.load_study(storage=_storage(url), study_name=name, sampler=sampler, pruner=pruner)
+    return optuna.load_study(storage=_storage(meeting), study_name=meeting.name, sampler=sampler, pruner=pruner)
 
 
-def work(url: str, name: str, facts: dict[str, Any], data: Path, workers: int) -> None:
+def work(meeting: Meeting, facts: dict[str, Any], data: Path, workers: int) -> None:
     """So many processes that take one trial after the other until none is left; a bar of the trials that ended."""
-    study, context = load(url, name, facts), multiprocessing.get_context("spawn")
-    crew = [context.Process(target=_worker, args=(url, name, facts, data, n), daemon=True) for n in range(workers)]
+    study, context = load(meeting, facts), multiprocessing.get_context("spawn")
+    crew = [context.Process(target=_worker, args=(meeting, facts, data, n), daemon=True) for n in range(workers)]
     for process in crew:
         process.start()
     try:
@@ -106,14 +118,16 @@ def work(url: str, name: str, facts: dict[str, Any], data: Path, workers: int) -
             process.terminate()
     if len(ended(study)) < facts["trials"]:
         codes = ", ".join(str(process.exitcode) for process in crew)
-        raise PipelineError(f"sweep {name!r}: its workers ended early (exit codes {codes}); run it again to go on")
+        raise PipelineError(
+            f"sweep {meeting.name!r}: its workers ended early (exit codes {codes}); run it again to go on"
+        )
 
 
-def _worker(url: str, name: str, facts: dict[str, Any], data: Path, number: int) -> None:
+def _worker(meeting: Meeting, facts: dict[str, Any], data: Path, number: int) -> None:
     """Take trials until all have ended, waiting for those of others, which may yet turn out to be dead."""
     import optuna
 
-    study = load(url, name, {**facts, "seed": facts["seed"] + number})
+    study = load(meeting, {**facts, "seed": facts["seed"] + number})
     trainer = _Trials(facts, data)
     while len(ended(study)) < facts["trials"]:
         if study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
@@ -147,11 +161,11 @@ class _Trials:
 
         if not trial.user_attrs.get("planned"):
             raise _Surplus
+        trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         numbers = {name: trial.suggest_float(name, *bounds) for name, bounds in self.facts["space"].items()}
         asked = options(self.facts, **numbers)
-        recipe = models.recipe(self.facts["model"], "default")
-        recipe = dataclasses.replace(recipe, epochs=asked["epochs"], **numbers)
-        trainer = Trainer(self.model, recipe, asked["seed"], asked["device"], asked["precision"], quiet=True)
+        chosen = recipe.numbers(self.facts["model"], "default", asked)
+        trainer = Trainer(self.model, chosen, asked["seed"], asked["device"], asked["precision"], quiet=True)
         parent = os.getppid()
         for network, figures, _ in trainer.fit(self.images.images, self.images.labels):
             _, predictions = measure(self.model, network, self.held_out, asked["device"])
@@ -159,6 +173,6 @@ class _Trials:
             trial.report(accuracy, int(figures["epoch"]))
             if os.getppid() != parent:
                 raise SystemExit("the sweep that this worker belongs to is gone")
-            if figures["epoch"] < recipe.epochs and trial.should_prune():
+            if figures["epoch"] < chosen.epochs and trial.should_prune():
                 raise optuna.TrialPruned
         return accuracy

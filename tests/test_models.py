@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from conftest import command, one_line
 
@@ -30,9 +31,10 @@ def test_the_network_is_the_given_one_layer_by_layer():
 
 
 def test_the_schedule_is_the_given_one():
-    recipe = mnist_cnn.RECIPE
+    recipe = mnist_cnn.RECIPES["default"]
     assert (recipe.lr, recipe.momentum, recipe.step_size, recipe.gamma) == (0.04, 0.9, 6, 0.1)
     assert (recipe.epochs, recipe.batch_size, mnist_cnn.GATE) == (15, 64, 0.994)
+    assert (recipe.schedule, recipe.lr * recipe.gamma) == ("step", pytest.approx(0.004))
     assert -(-60_000 // recipe.batch_size) == 938
 
 
@@ -53,9 +55,9 @@ def test_augmentation_moves_strokes_and_keeps_the_background():
     images = torch.zeros(64, 1, 28, 28)
     images[:, :, 8:20, 13:15] = 1
     generator = torch.Generator().manual_seed(0)
-    moved = mnist_cnn.augment(images, generator, mnist_cnn.RECIPE, 1.0)
+    moved = mnist_cnn.augment(images, generator, mnist_cnn.RECIPES["default"], 1.0)
     assert moved.shape == images.shape and moved.min() >= 0 and moved.max() <= 1 + 1e-6
     assert (moved[:, :, :3] == 0).all() and not torch.equal(moved, images)
     assert 0.6 < moved.sum() / images.sum() < 1.5
-    still = mnist_cnn.augment(images, generator, mnist_cnn.RECIPE, 0.0)
+    still = mnist_cnn.augment(images, generator, mnist_cnn.RECIPES["default"], 0.0)
     assert torch.allclose(still, images, atol=1e-4)

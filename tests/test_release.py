@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 from conftest import command
 
+from models import mnist_cnn
 from pipeline import artifact
 
 FILES = ["mnist_cnn.onnx", "mnist_cnn.fp16.onnx"]
@@ -36,12 +38,18 @@ def test_it_is_small_and_its_chain_holds(release):
 
 
 def test_it_was_made_with_the_default_recipe(release):
-    from dataclasses import asdict
-
-    from models import mnist_cnn
-
     history = artifact.read(release / "mnist_cnn.history.csv")
     checkpoint = artifact.read(release / "verification.json").parents["mnist_cnn.safetensors"]
     assert history.parents == {"mnist_cnn.safetensors": checkpoint}
-    expected = {**asdict(mnist_cnn.RECIPE), "model": "mnist_cnn", "seed": 0, "limit": None, "hold_out": 0}
+    expected = {**asdict(mnist_cnn.RECIPES["default"]), "model": "mnist_cnn", "seed": 0, "limit": None, "hold_out": 0}
     assert expected.items() <= history.options.items()
+
+
+@pytest.mark.parametrize("recipe", ["default", "best"])
+def test_the_studies_are_of_the_recipes_as_they_are(release, recipe):
+    study = artifact.read(release / f"study-{recipe}.json")
+    facts = json.loads((release / f"study-{recipe}.json").read_text())
+    expected = {**asdict(mnist_cnn.RECIPES[recipe]), "limit": None, "hold_out": 0}
+    assert expected.items() <= facts["numbers"].items() and facts == study.facts
+    assert len(facts["accuracies"]) >= 10 and facts["n"] == 10_000
+    assert facts["mean"] == pytest.approx(sum(facts["accuracies"]) / len(facts["accuracies"]))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, command
 
-from pipeline import artifact, dataset, stages
+from pipeline import artifact, dataset, experiments, stages
 
 README = (ROOT / "README.md").read_text()
 
@@ -46,6 +46,8 @@ def test_data_goes_one_way(path):
     if room == "stages":
         assert not names & others, "a stage knows no other stage"
         assert not names & {"pipeline.chain", "pipeline.command"}
+    if room not in ("experiments", "pipeline") or path.stem in ("training", "recipe", "onednn", "snapshot", "heatmap"):
+        assert not {n for n in names if n.startswith(("pipeline.experiments", "pipeline.trials"))}
     if room == "runtimes":
         assert not {n for n in names if n.startswith("pipeline.stages")} and "pipeline.chain" not in names
     if path.stem in ("artifact", "errors"):
@@ -99,7 +101,7 @@ def test_every_command_in_the_readme_is_one_that_there_is(line):
 
 
 def test_the_readme_shows_every_stage():
-    for name in [*stages.names(), "run", "status"]:
+    for name in [*stages.names(), *experiments.names(), "run", "status"]:
         assert f"pipeline {name}" in README
 
 
@@ -113,6 +115,19 @@ def test_the_readmes_figures_are_the_releases(release):
     margins = artifact.read(release / "mnist_cnn.fp16.onnx").facts["margins"]
     assert f"the largest stays {margins['overflow_margin']:.0f} times under overflow" in " ".join(README.split())
     assert f"{margins['activations'] / 1e9:.1f} billion activations" in " ".join(README.split())
+
+
+@pytest.mark.parametrize("recipe", ["default", "best"])
+def test_the_readmes_studies_are_the_committed_ones(release, recipe):
+    facts = artifact.read(release / f"study-{recipe}.json").facts
+    over = sum(accuracy >= 99.4 for accuracy in facts["accuracies"])
+    cells = [
+        f"`{recipe}`",
+        f"{facts['mean']:.3f} %",
+        f"{facts['mean_interval'][0]:.2f} – {facts['mean_interval'][1]:.2f}",
+    ]
+    cells += [f"{facts['deviation']:.3f}", f"{facts['least']:.2f} %", f"{facts['most']:.2f} %"]
+    assert f"| {' | '.join(cells)} | {over} of {len(facts['accuracies'])} |" in README
 
 
 def test_the_readmes_table_is_the_releases_verification(release):

@@ -11,7 +11,8 @@ import time
 import pytest
 from conftest import ROOT, command, one_line
 
-from pipeline import artifact, dataset, training
+from pipeline import artifact, dataset
+from pipeline import snapshot as snapshots
 from pipeline.errors import UsageError
 from pipeline.stages import train as stage
 
@@ -90,6 +91,10 @@ def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_pa
         ["--limit", "0"],
         ["--rotation", "-5"],
         ["--device", "tpu"],
+        ["--schedule", "cosine"],
+        ["--recipe", "worst"],
+        ["--train-threads", "0"],
+        ["--warmup", "2"],
         ["--no-such-option"],
     ],
 )
@@ -103,7 +108,7 @@ def test_a_damaged_snapshot_is_one_line(tmp_path, data):
     for content in (b"", b"damaged", b"\xff" * 8 + b"{}", b"\x02\0\0\0\0\0\0\0{}"):
         snapshot.write_bytes(content)
         with pytest.raises(UsageError, match="is no training to resume"):
-            training.resume(snapshot, {}, None)
+            snapshots.resume(snapshot, {}, None)
     one_line(command("train", "--out", tmp_path, "--data", data, "--epochs", "1", "--resume"), 2)
 
 

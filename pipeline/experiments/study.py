@@ -30,7 +30,6 @@ def run(
     recipe: Annotated[str, "Which of the model's recipes."] = "default",
     seeds: Annotated[int, "Train with the seeds 0, 1... up to so many."] = 10,
     workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
-    teacher: Annotated[Path | None, "Checkpoint that a recipe with distillation learns from."] = None,
     hold_out: Annotated[int, "Hold so many training images out and measure on them: to choose a recipe."] = 0,
     limit: Annotated[int | None, "Train on the first so many images only: for a try, not for a result."] = None,
     change: Annotated[tuple[str, ...], "A number of the recipe to change, as NAME=VALUE; may be given again."] = (),
@@ -41,7 +40,7 @@ def run(
     more seeds may be added later. To choose between recipes, use --hold-out: the test set is for the final number.
     """
     pixels = dataset.train(data).digests
-    asked = _asked(model, recipe, teacher, out, hold_out, limit, change)
+    asked = _asked(model, recipe, hold_out, limit, change)
     workers = machine.cores() if workers is None else workers
     for name, value in (("seeds", seeds), ("workers", workers)):
         if value < 1:
@@ -52,23 +51,13 @@ def run(
     return _write(out / FILE.format(recipe=recipe), model, recipe, runs)
 
 
-def _asked(
-    model: str,
-    recipe: str,
-    teacher: Path | None,
-    out: Path,
-    hold_out: int,
-    limit: int | None,
-    change: tuple[str, ...],
-) -> dict[str, Any]:
+def _asked(model: str, recipe: str, hold_out: int, limit: int | None, change: tuple[str, ...]) -> dict[str, Any]:
     """The options of `train` that every seed shares, checked before the first one begins."""
     known = models.recipes(model).get(recipe, {})
     numbers = dict(_number(each, known) for each in change)
-    if models.recipe(model, recipe).distillation or numbers.get("distillation"):
-        teacher = teacher or out / "teacher" / train.FILE.format(model=model)
-    asked = {"model": model, "recipe": recipe, "teacher": teacher, "hold_out": hold_out, "limit": limit, "threads": 1}
+    asked = {"model": model, "recipe": recipe, "hold_out": hold_out, "limit": limit, "train_threads": 1}
     asked = {**asked, "device": "auto", "precision": "auto", **numbers}
-    train.options(**asked, seed=0, out=out)
+    train.options(**asked, seed=0)
     return asked
 
 
@@ -87,7 +76,7 @@ def _trained(
     folder: Path, asked: dict[str, Any], data: Path, pixels: dict[str, str], seeds: int, workers: int
 ) -> Iterator[tuple[int, Artifact]]:
     """Each seed with its checkpoint: those on record at once, the others as they are done."""
-    epochs = train.options(**asked, seed=0, out=folder)["epochs"]
+    epochs = train.options(**asked, seed=0)["epochs"]
     missing = []
     with console.progress(seeds * epochs, "epoch", "study") as bar:
         for seed in range(seeds):
@@ -119,7 +108,7 @@ def _on_record(folder: Path, asked: dict[str, Any], seed: int, pixels: dict[str,
         found = artifact.read(folder / train.FILE.format(model=asked["model"]))
     except PipelineError:
         return None
-    wanted = json.loads(json.dumps(train.options(**asked, seed=seed, out=folder)))
+    wanted = json.loads(json.dumps(train.options(**asked, seed=seed)))
     same = found.options == wanted and pixels.items() <= found.parents.items()
     return found if same and found.versions["torch"] == artifact.versions("torch")["torch"] else None
 

@@ -36,6 +36,7 @@ def run(
     workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
     storage: Annotated[str | None, "Optuna storage URL, for many machines; by default a file in the folder."] = None,
     name: Annotated[str, "Name of the sweep in the storage: workers with the same one share its trials."] = "sweep",
+    grace: Annotated[int, "Seconds of silence after which a worker counts as dead and its trial is queued again."] = 60,
     seed: Annotated[int, "Seed of every training and of the sampler."] = 0,
     epochs: Annotated[int | None, "Epochs a trial; by default the recipe's."] = None,
     hold_out: Annotated[int, "Training images that trials are measured on; the test set is not looked at."] = 10_000,
@@ -51,17 +52,22 @@ def run(
     asked = {"model": model, "seed": seed, "hold_out": hold_out, "limit": limit, "epochs": epochs}
     facts = {**asked, "sampler": sampler, "prune": bool(prune), "space": space, "trials": len(plan)}
     workers = machine.cores() if workers is None else workers
-    _check(facts, lr, gamma, workers)
+    _check(facts, lr, gamma, workers, grace)
     dataset.train(data)
     out.mkdir(parents=True, exist_ok=True)
-    url = storage or f"sqlite:///{out / STORAGE}"
-    queue.plan(url, name, plan, facts)
-    queue.work(url, name, facts, data, workers)
-    return _write(out, queue.ended(queue.load(url, name, facts)), data, facts)
+    meeting = queue.Meeting(storage or f"sqlite:///{out / STORAGE}", name, grace)
+    queue.plan(meeting, plan, facts)
+    queue.work(meeting, facts, data, workers)
+    return _write(out, queue.ended(queue.load(meeting, facts)), data, facts)
 
 
-def _check(facts: dict[str, Any], lr: tuple[float, ...], gamma: tuple[float, ...], workers: int) -> None:
-    for name, value in (("trials", facts["trials"]), ("workers", workers), ("hold-out", facts["hold_out"])):
+def _check(facts: dict[str, Any], lr: tuple[float, ...], gamma: tuple[float, ...], workers: int, grace: int) -> None:
+    for name, value in (
+        ("trials", facts["trials"]),
+        ("workers", workers),
+        ("hold-out", facts["hold_out"]),
+        ("grace", grace),
+    ):
         if value < 1:
             raise UsageError(f"--{name}: expected 1 or more, received {value}")
     for name, values in (("lr", lr), ("gamma", gamma)):
@@ -100,7 +106,8 @@ def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
     pruned = trial.state == optuna.trial.TrialState.PRUNED
     last = max(trial.intermediate_values)
     accuracy = trial.intermediate_values[last]
-    return {**trial.params, "accuracy": accuracy, "epochs": last, "pruned": pruned}
+    worker = trial.user_attrs["worker"]
+    return {**trial.params, "accuracy": accuracy, "epochs": last, "pruned": pruned, "worker": worker}
 
 
 def show(sweep: Artifact) -> None:

@@ -52,22 +52,19 @@ def build(description: list[dict[str, Any]]) -> torch.nn.Sequential:
 
 
 def network(artifact: Artifact) -> torch.nn.Module:
-    """The network in an artifact, from uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, in eval mode."""
-    card = artifact.facts["model"]
-    return from_pixels(layers(artifact), (card["mean"], card["std"]) if artifact.kind == "checkpoint" else None)
+    """The network in an artifact, from uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, in eval mode.
 
-
-def layers(artifact: Artifact) -> torch.nn.Sequential:
-    """The bare layers of an artifact; they are on record. Raises CheckFailed if the weights don't fit them."""
+    Its layers are on record. Raises CheckFailed if the weights don't fit them.
+    """
     import safetensors.torch
 
-    made = build(artifact.facts["layers"])
+    layers, card = build(artifact.facts["layers"]), artifact.facts["model"]
     try:
-        made.load_state_dict(safetensors.torch.load(artifacts.content(artifact)))
+        layers.load_state_dict(safetensors.torch.load(artifacts.content(artifact)))
     except (RuntimeError, safetensors.SafetensorError) as error:
         line = " ".join(str(error).split())
         raise CheckFailed(f"{artifact.path}: its weights don't fit the layers on record: {line}") from error
-    return made
+    return from_pixels(layers, (card["mean"], card["std"]) if artifact.kind == "checkpoint" else None)
 
 
 def from_pixels(layers: torch.nn.Sequential, normalise: tuple[float, float] | None = None) -> torch.nn.Module:

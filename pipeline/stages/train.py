@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
 import models
-from pipeline import artifact, console, dataset, machine, snapshot, training
+from pipeline import artifact, console, dataset, snapshot, training
+from pipeline import recipe as recipes
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
-from pipeline.errors import UsageError
 from pipeline.runtimes import pytorch
 from pipeline.stages import Data, Out
 
@@ -25,23 +24,7 @@ if TYPE_CHECKING:
 ORDER = 10
 KIND, FILE = "checkpoint", "{model}.safetensors"
 HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
-LIMITS = {  # least and most; for every other number, 0 and no limit
-    "seed": (0, 2**46),
-    "threads": (1, 64),
-    "limit": (2, math.inf),
-    "hold_out": (0, 50_000),
-    "epochs": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "lr": (1e-9, 1e3),
-    "step_size": (1, math.inf),
-    "momentum": (0, 1),
-    "gamma": (0, 1),
-    "warmup": (0, 1),
-    "dropout": (0, 1),
-    "label_smoothing": (0, 1),
-    "width": (1, 64),
-    "ease": (0, 1),
-}
+options = recipes.options  # what goes on record
 SNAPSHOT, HISTORY = "{model}.training.safetensors", "{model}.history.csv"
 
 
@@ -51,15 +34,14 @@ def run(
     out: Out,
     data: Data,
     recipe: Annotated[str, "Which of the model's recipes: `pipeline show MODEL` lists them."] = "default",
-    teacher: Annotated[
-        Path | None, "Checkpoint that a recipe with distillation learns from; by default teacher/ in the folder."
-    ] = None,
     seed: Annotated[int, "Seed of everything that is random."] = 0,
     device: Annotated[Literal["auto", "cpu", "cuda"], "Where to train."] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"], "Arithmetic of the training; auto: bfloat16 where the device has it."
     ] = "auto",
-    threads: Annotated[int | None, "Processor threads to train with; by default two, or one if there is one."] = None,
+    train_threads: Annotated[
+        int | None, "Processor threads to train with; by default two, or one if there is one."
+    ] = None,
     resume: Annotated[
         bool | None, "Continue an interrupted training; by default if there is one with the same options."
     ] = None,
@@ -84,8 +66,6 @@ def run(
     scale: Annotated[float | None, "Augmentation: relative, either way."] = None,
     shear: Annotated[float | None, "Augmentation: degrees, either way."] = None,
     elastic: Annotated[float | None, "Augmentation: pixels, standard deviation of a smooth field."] = None,
-    distillation: Annotated[float | None, "Temperature of a teacher's answers as targets; 0: the labels are."] = None,
-    width: Annotated[int | None, "Times as many channels: for a teacher."] = None,
     ease: Annotated[float | None, "Augmentation: how much of it a learning-rate step leaves, or the end."] = None,
 ) -> Artifact:
     """Train a model with its recipe; the last epoch's weights are the result.
@@ -94,12 +74,11 @@ def run(
     held-out training images instead (--hold-out). An interrupted training continues after its last whole epoch and
     ends with the same weights as an undisturbed one.
     """
-    asked = options(**locals())
+    asked = recipes.options(**locals())
     train, measured = split(dataset.train(data), asked, data)
-    how = {name: asked[name] for name in ("device", "precision", "threads")}
-    if asked["teacher"]:
-        how["teacher"] = pytorch.layers(_teacher(model, teacher, out, hold_out))
-    trainer = training.Trainer(models.get(model), _recipe(model, recipe, asked), seed, **how)
+    how = {name: asked[name] for name in ("device", "precision")}
+    how["threads"] = asked["train_threads"]
+    trainer = training.Trainer(models.get(model), recipes.numbers(model, recipe, asked), seed, **how)
     kept = out / SNAPSHOT.format(model=model)
     network, predictions, history = _epochs(trainer, train, measured, kept, asked, resume)
     made = _write(out / FILE.format(model=model), network, train, measured, predictions, history, asked)
@@ -154,7 +133,7 @@ def _write(
         path,
         safetensors.torch.save(training.weights(network)),
         kind=KIND,
-        parents={**train.digests, **({"teacher": asked["teacher"]} if asked["teacher"] else {})},
+        parents=train.digests,
         options=asked,
         versions=artifact.versions("torch", "safetensors", "numpy"),
         facts={
@@ -166,79 +145,6 @@ def _write(
             "test_accuracy": history[-1]["test_accuracy"],
         },
     )
-
-
-def options(
-    model: str,
-    *,
-    recipe: str,
-    seed: int,
-    device: str,
-    precision: str,
-    threads: int | None,
-    limit: int | None,
-    hold_out: int,
-    out: Path,
-    teacher: Path | None,
-    **given: Any,
-) -> dict[str, Any]:
-    """What a checkpoint depends on: the recipe's numbers or those given instead, images, seed, device, arithmetic.
-
-    Raises UsageError for a recipe that there isn't or a number out of its range.
-    """
-    numbers = dataclasses.asdict(models.recipe(model, recipe))
-    numbers = {name: value if given.get(name) is None else given[name] for name, value in numbers.items()}
-    threads = threads if threads is not None else min(2, machine.cores())
-    asked = {"seed": seed, "threads": threads, "limit": limit, "hold_out": hold_out, **numbers}
-    for name, value in asked.items():
-        least, most = LIMITS.get(name, (0, math.inf))
-        if isinstance(value, int | float) and not (least <= value <= most and math.isfinite(value)):
-            raise UsageError(f"--{name.replace('_', '-')}: expected {least:g} to {most:g}, received {value:g}")
-    place = _device(device)
-    taught = _teacher(model, teacher, out, hold_out).sha256 if asked["distillation"] else None
-    return {"model": model, "device": place, "precision": _precision(precision, place), "teacher": taught, **asked}
-
-
-def _teacher(model: str, given: Path | None, out: Path, hold_out: int) -> Artifact:
-    """The checkpoint to distil from. UsageError if there is none, or if it has seen what this training holds out."""
-    path = given or out / "teacher" / FILE.format(model=model)
-    if not path.is_file():
-        raise UsageError(
-            f"{path}: this recipe learns from a teacher, and there is none; "
-            f"`pipeline train --recipe teacher --out {path.parent}` makes it"
-        )
-    found = artifact.read(path)
-    if found.kind != KIND or found.facts["model"]["name"] != model:
-        raise UsageError(f"{path}: expected a checkpoint of {model}, received {found.kind}")
-    if found.options["hold_out"] != hold_out:
-        raise UsageError(f"{path}: expected a teacher with --hold-out {hold_out}, received {found.options['hold_out']}")
-    return found
-
-
-def _recipe(model: str, recipe: str, asked: dict[str, Any]) -> Any:
-    numbers = models.recipe(model, recipe)
-    return dataclasses.replace(numbers, **{field.name: asked[field.name] for field in dataclasses.fields(numbers)})
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch sees no CUDA device; expected one, or --device cpu")
-    return device
-
-
-def _precision(precision: str, device: str) -> str:
-    """bfloat16 only where it is arithmetic of the device's own: emulated, it is slower than float32."""
-    import torch
-
-    if precision != "auto":
-        return precision
-    capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else capabilities.get("avx512_bf16", False)
-    return "bfloat16" if native else "float32"
 
 
 def _reference(test: Split, predictions: np.ndarray) -> dict[str, Any]:
