@@ -9,6 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import re
+import signal
 import time
 import warnings
 from dataclasses import dataclass
@@ -36,6 +38,10 @@ class Meeting:
     name: str
     grace: int = 60
 
+    def __str__(self) -> str:
+        """The URL for people: without a password in it."""
+        return re.sub(r"(?<=:)[^:/@]+(?=@)", "***", self.url)
+
 
 def options(facts: dict[str, Any], **numbers: float) -> dict[str, Any]:
     """A trial's training options, complete and checked: the default recipe with this learning rate and gamma."""
@@ -58,10 +64,8 @@ def _storage(meeting: Meeting) -> optuna.storages.RDBStorage:
             meeting.url, engine_kwargs=wait, heartbeat_stale_trial_callback=again, **beats
         )
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--storage {meeting.url}: cannot be used: {line}; expected a URL such as sqlite:///sweep.db"
-        ) from error
+        line = " ".join(str(error).replace(meeting.url, str(meeting)).split())[:200]
+        raise UsageError(f"--storage {meeting}: cannot be used: {line}; expected one as sqlite:///x.db") from error
 
 
 def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any]) -> None:
@@ -80,7 +84,7 @@ def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any])
     if other := [key for key in facts if begun.get(key) != facts[key]]:
         key = other[0]
         raise UsageError(
-            f"{meeting.url}: sweep {meeting.name!r} was begun with {key} {begun.get(key)}: expected {facts[key]}; "
+            f"{meeting}: sweep {meeting.name!r} was begun with {key} {begun.get(key)}: expected {facts[key]}; "
             "use that, or give this one another --name"
         )
     if "planned" in study.user_attrs:
@@ -93,6 +97,7 @@ def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any])
 
 
 def load(meeting: Meeting, facts: dict[str, Any]) -> optuna.Study:
+    """The sweep in its storage, with the sampler and the pruner that its facts name."""
     import optuna
 
     kinds = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
@@ -127,17 +132,22 @@ def _worker(meeting: Meeting, facts: dict[str, Any], data: Path, number: int) ->
     """Take trials until all have ended, waiting for those of others, which may yet turn out to be dead."""
     import optuna
 
-    study = load(meeting, {**facts, "seed": facts["seed"] + number})
-    trainer = _Trials(facts, data)
-    while len(ended(study)) < facts["trials"]:
-        if study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
-            study.optimize(trainer.accuracy, n_trials=1, catch=(_Surplus,))
-        else:
-            optuna.storages.fail_stale_trials(study)
-            time.sleep(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
+    try:
+        study, trainer = load(meeting, {**facts, "seed": facts["seed"] + number}), _Trials(facts, data)
+        while len(ended(study)) < facts["trials"]:
+            if study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
+                study.optimize(trainer.accuracy, n_trials=1, catch=(_Surplus,))
+            else:
+                optuna.storages.fail_stale_trials(study)
+                time.sleep(1)
+    except Exception as error:  # whatever it is, the parent reports it; the trial is queued again
+        console.say(f"worker {number}: {' '.join(str(error).split())}")
+        raise SystemExit(1) from None
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that were trained to their end or pruned."""
     import optuna
 
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
@@ -153,6 +163,7 @@ class _Trials:
 
     def __init__(self, facts: dict[str, Any], data: Path) -> None:
         self.model, self.facts = models.get(facts["model"]), facts
+        self.space = {name: (min(facts[name]), max(facts[name])) for name in ("lr", "gamma")}
         self.images, self.held_out = train.split(dataset.train(data), facts, data)
 
     def accuracy(self, trial: optuna.Trial) -> float:
@@ -162,7 +173,7 @@ class _Trials:
         if not trial.user_attrs.get("planned"):
             raise _Surplus
         trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
-        numbers = {name: trial.suggest_float(name, *bounds) for name, bounds in self.facts["space"].items()}
+        numbers = {name: trial.suggest_float(name, *bounds) for name, bounds in self.space.items()}
         asked = options(self.facts, **numbers)
         chosen = recipe.numbers(self.facts["model"], "default", asked)
         trainer = Trainer(self.model, chosen, asked["seed"], asked["device"], asked["precision"], quiet=True)

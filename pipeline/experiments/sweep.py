@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -47,12 +46,12 @@ def run(
     A sweep that was killed goes on where it was, and workers on several machines share one storage: every pair is
     trained once. A trial whose worker died is tried again. Ends with a table, a heat map and the best pair.
     """
-    plan = _pairs(lr, gamma) if sampler == "grid" else [{}] * trials
-    space = {"lr": [min(lr), max(lr)], "gamma": [min(gamma), max(gamma)]}
+    lrs, gammas = sorted(set(lr)), sorted(set(gamma))
+    plan = [{"lr": one, "gamma": other} for one in lrs for other in gammas] if sampler == "grid" else [{}] * trials
     asked = {"model": model, "seed": seed, "hold_out": hold_out, "limit": limit, "epochs": epochs}
-    facts = {**asked, "sampler": sampler, "prune": bool(prune), "space": space, "trials": len(plan)}
+    facts = {**asked, "sampler": sampler, "prune": bool(prune), "lr": lrs, "gamma": gammas, "trials": len(plan)}
     workers = machine.cores() if workers is None else workers
-    _check(facts, lr, gamma, workers, grace)
+    facts["recipe"] = _checked(facts, workers, grace)
     dataset.train(data)
     out.mkdir(parents=True, exist_ok=True)
     meeting = queue.Meeting(storage or f"sqlite:///{out / STORAGE}", name, grace)
@@ -61,22 +60,17 @@ def run(
     return _write(out, queue.ended(queue.load(meeting, facts)), data, facts)
 
 
-def _check(facts: dict[str, Any], lr: tuple[float, ...], gamma: tuple[float, ...], workers: int, grace: int) -> None:
-    for name, value in (
-        ("trials", facts["trials"]),
-        ("workers", workers),
-        ("hold-out", facts["hold_out"]),
-        ("grace", grace),
-    ):
+def _checked(facts: dict[str, Any], workers: int, grace: int) -> dict[str, Any]:
+    """The numbers that all trials share, after every number of the sweep was checked."""
+    counts = {"trials": facts["trials"], "workers": workers, "hold-out": facts["hold_out"], "grace": grace}
+    for name, value in counts.items():
         if value < 1:
             raise UsageError(f"--{name}: expected 1 or more, received {value}")
-    for name, values in (("lr", lr), ("gamma", gamma)):
-        for value in values:
-            queue.options(facts, **{name: value})
-
-
-def _pairs(lr: tuple[float, ...], gamma: tuple[float, ...]) -> list[dict[str, float]]:
-    return [{"lr": one, "gamma": other} for one, other in itertools.product(sorted(set(lr)), sorted(set(gamma)))]
+    for name in ("lr", "gamma"):
+        for value in facts[name]:
+            complete = queue.options(facts, **{name: value})
+    other = ("lr", "gamma", "model", "device", "precision")  # the last two are each worker's own
+    return {name: value for name, value in complete.items() if name not in other}
 
 
 def _write(out: Path, trials: list[optuna.trial.FrozenTrial], data: Path, facts: dict[str, Any]) -> Artifact:

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import training
+
+
+def test_both_loops_run_and_are_compared(data):
+    line = ["--data", data, "--rounds", "1", "--seconds", "0.5", "--images", "640", "--threads", "1"]
+    words = [sys.executable, "-m", "benchmarks.training", *map(str, line)]
+    result = subprocess.run([*words, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    seed, ours = (side["images_per_second"] for side in report["sides"].values())
+    assert report["ratio"] == pytest.approx(ours / seed) and report["limit_images_per_second"] > ours > 0
+    table = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
+    assert "seed loop" in table and "of the limit" in table and "9.06 MFLOP an image" in table
+
+
+def test_the_work_of_an_image_is_counted_from_the_layer_table():
+    multiply_adds = 108 * 26**2 + 1728 * 24**2 + 160 * 24**2 + 1080 * 10**2 + 1728 * 8**2 + 4320 * 6**2 + 300
+    assert training.flop_per_image() == 2 * (3 * multiply_adds - 108 * 26**2)
