@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, machine.cores()))
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if min(given.rounds, given.threads, given.images) < 1 or given.seconds <= 0:
+        parser.error("expected --rounds, --threads, --images of 1 or more and --seconds over 0")
     mnist.ensure(given.data)
     how = {"device": "cpu", "precision": "auto", "train_threads": given.threads, "limit": None, "hold_out": 0}
     precision = recipe.options("mnist_cnn", recipe="default", seed=0, **how)["precision"]

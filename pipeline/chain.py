@@ -194,5 +194,6 @@ def _on_record(stage: ModuleType, path: Path, given: list[Any], asked: dict[str,
     parents = {a.name: a.sha256 for a in given if isinstance(a, Artifact)}
     wanted = stage.options(*given, **asked) if hasattr(stage, "options") else asked
     wanted = json.loads(json.dumps(wanted, default=str))
-    same = parents.items() <= found.parents.items() and found.options.items() <= wanted.items()
+    options = found.options == wanted if hasattr(stage, "options") else found.options.items() <= wanted.items()
+    same = parents.items() <= found.parents.items() and options
     return found if same and not found.facts.get("failures") else None

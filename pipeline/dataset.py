@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline import artifact, mnist
 from pipeline.errors import UsageError
+
+HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,22 @@ def test(data: Path) -> Split:
     files = _test_files(data)
     images, labels = _read_npz(data) if len(files) == 1 else map(_idx, files)
     return _checked(data, images, labels, digests(data))
+
+
+def split(data: Path, hold_out: int, limit: int | None) -> tuple[Split, Split]:
+    """What to train on and what to measure on: the training images (the first `limit` of them) and the test set, or,
+    with `hold_out`, the rest of the training images and so many held out, always the same ones."""
+    images = train(data)
+    if not hold_out:
+        return _part(images, slice(limit)), test(data)
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(images))
+    kept, held = order[:-hold_out], order[-hold_out:]
+    held_out = dataclasses.replace(_part(images, held), name=f"{hold_out} held-out images, {images.name}", digests={})
+    return _part(images, kept[:limit]), held_out
+
+
+def _part(images: Split, which: Any) -> Split:
+    return dataclasses.replace(images, images=images.images[which], labels=images.labels[which])
 
 
 def digests(data: Path) -> dict[str, str]:

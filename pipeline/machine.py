@@ -1,4 +1,4 @@
-"""What this machine is: the figures without which a latency means nothing."""
+"""What this machine is, the figures without which a latency means nothing, and how it is to treat freed memory."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def keep_freed_memory() -> None:
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
-    if mallopt:
+    # A refused threshold (older glibc takes 32 MiB at most) must leave the others alone: it would stay at its least.
+    if mallopt and (mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 32 << 20)):
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 64 << 20)
-        mallopt(mmap_threshold, 1 << 30)
 
 
 def _processor() -> str:

@@ -13,19 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d)
 
-
-def usable(network: nn.Sequential) -> bool:
-    """Whether `forward` can do all that this network does, on this processor."""
+def usable(network: nn.Sequential, dtype: torch.dtype) -> bool:
+    """Whether `forward` can do all that this network does, in this dtype and on this processor."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
-    return all(
-        isinstance(layer, LAYERS)
-        and not (isinstance(layer, nn.Dropout) and layer.p > 0)
-        and not (isinstance(layer, nn.Conv2d) and (layer.bias is not None or layer.padding_mode != "zeros"))
-        for layer in network
-    )
+    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return all(map(_known, network, [None, *network]))
+
+
+def _known(layer: nn.Module, before: nn.Module | None) -> bool:
+    kind = type(layer)
+    if kind is nn.Conv2d:
+        return layer.bias is None and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    if kind is nn.BatchNorm2d:
+        return layer.affine and layer.track_running_stats and layer.momentum is not None
+    if kind is nn.ReLU:  # computed in place, and only batch normalisation can do without what it gave
+        return type(before) is nn.BatchNorm2d
+    return kind in (nn.MaxPool2d, nn.AvgPool2d) or (kind is nn.Dropout and layer.p == 0)
 
 
 def forward(network: nn.Sequential, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -44,7 +50,7 @@ def forward(network: nn.Sequential, images: Tensor, dtype: torch.dtype) -> Tenso
             statistics = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
             hidden = torch.batch_norm(hidden, *statistics, layer.training, layer.momentum, layer.eps, False)
         elif isinstance(layer, nn.ReLU):
-            hidden = hidden.relu_()  # nothing else reads what batch normalisation gave
+            hidden = hidden.relu_()
         elif not isinstance(layer, nn.Dropout):
             hidden = layer(hidden)
     return hidden.to_dense(torch.float32).flatten(1)

@@ -20,7 +20,7 @@ def save(snapshot: Path, state: dict[str, Any], asked: dict[str, Any], history: 
     tensors = {f"weights.{name}": tensor.cpu().contiguous() for name, tensor in state["weights"].items()}
     for index, entry in state["momentum"].items():
         tensors[f"momentum.{index}"] = entry["momentum_buffer"].cpu().contiguous()
-    notes = {"options": asked, "history": history}
+    notes = {"options": asked, "history": history, "versions": artifact.versions("torch")}
     artifact.save(snapshot, safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
 
 
@@ -31,11 +31,13 @@ def resume(snapshot: Path, asked: dict[str, Any], wanted: bool | None) -> tuple[
             console.say(f"{snapshot} is not there: nothing to resume, starting with epoch 1")
         return None, []
     tensors, notes = _read_snapshot(snapshot)
-    other = {name: value for name, value in notes["options"].items() if asked.get(name) != value}
+    begun = {**notes["options"], **notes.get("versions", {})}
+    now = {**asked, **artifact.versions("torch")}
+    other = {name: begun.get(name) for name in begun.keys() | now.keys() if begun.get(name) != now.get(name)}
     if other and wanted:
         name, value = next(iter(other.items()))
         raise UsageError(
-            f"{snapshot}: was begun with {name} {value}: expected {asked.get(name)}; use that, or --no-resume"
+            f"{snapshot}: was begun with {name} {value}: expected {now.get(name)}; use that, or --no-resume"
         )
     if other:
         return None, []

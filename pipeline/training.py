@@ -39,18 +39,25 @@ class Trainer:
         """
         import torch
 
+        from pipeline import onednn
+
         _deterministic()
         machine.keep_freed_memory()
         torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
         network = self.model.network(self.recipe.dropout).to(self.device)
-        optimizer = torch.optim.SGD(network.parameters(), lr=self.recipe.lr, momentum=self.recipe.momentum, fused=True)
+        fast = self.device == "cpu" and onednn.usable(network, getattr(torch, self.precision))
+        if not fast:
+            network.to(memory_format=torch.channels_last)
+        # On the CPU, the fused optimizer takes memory as it lies: right for weights and gradients of one layout only.
+        how = {"lr": self.recipe.lr, "momentum": self.recipe.momentum, "fused": fast}
+        optimizer = torch.optim.SGD(network.parameters(), **how)
         if state:
             network.load_state_dict(state["weights"])
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state["momentum"]})
         pixels, targets = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).long().to(self.device)
         for epoch in range(state["epoch"] if state else 0, self.recipe.epochs):
-            figures = self._epoch(network, optimizer, pixels, targets, epoch)
+            figures = self._epoch(network, optimizer, pixels, targets, epoch, fast)
             momentum = optimizer.state_dict()["state"]
             yield network, figures, {"weights": network.state_dict(), "momentum": momentum, "epoch": epoch + 1}
 
@@ -61,6 +68,7 @@ class Trainer:
         pixels: torch.Tensor,
         targets: torch.Tensor,
         epoch: int,
+        fast: bool,
     ) -> dict[str, float]:
         """One pass over all images; gives its figures. Shows loss, batch, accuracy and it/s on the way."""
         import torch
@@ -70,7 +78,7 @@ class Trainer:
         size, n = self.recipe.batch_size, len(pixels)
         batches = -(-n // size)
         loss_sum, correct = (torch.zeros((), dtype=kind, device=self.device) for kind in (torch.float32, torch.int64))
-        forward = self._forward(network.train())
+        forward = self._forward(network.train(), fast)
         with console.progress(batches, "it", f"epoch {epoch + 1}", quiet=self.quiet) as bar:
             for number, (x, y) in enumerate(self._batches(pixels, targets, epoch)):
                 optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, epoch + number / batches)
@@ -92,16 +100,15 @@ class Trainer:
             "train_accuracy": correct.item() / n,
         }
 
-    def _forward(self, network: torch.nn.Sequential) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _forward(self, network: torch.nn.Sequential, fast: bool) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network as a function from normalised float32 images `[b, c, h, w]` to float32 logits `[b, classes]`."""
         import torch
 
         from pipeline import onednn
 
         kind = getattr(torch, self.precision)
-        if self.device == "cpu" and onednn.usable(network):
+        if fast:
             return lambda images: onednn.forward(network, images, kind)
-        network.to(memory_format=torch.channels_last)
 
         def general(images: torch.Tensor) -> torch.Tensor:
             with torch.autocast(torch.device(self.device).type, kind, enabled=kind is not torch.float32):

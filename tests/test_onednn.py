@@ -9,7 +9,9 @@ from torch import nn
 from models import mnist_cnn
 from pipeline import onednn
 
-pytestmark = pytest.mark.skipif(not onednn.usable(mnist_cnn.network()), reason="this processor has no oneDNN path")
+pytestmark = pytest.mark.skipif(
+    not onednn.usable(mnist_cnn.network(), torch.float32), reason="this processor has no oneDNN path"
+)
 
 
 def both(kind: torch.dtype, training: bool = True) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -39,6 +41,7 @@ def test_it_computes_what_the_network_does(training):
         torch.testing.assert_close(received, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.skipif(not onednn.usable(mnist_cnn.network(), torch.bfloat16), reason="no bfloat16 on this processor")
 def test_bfloat16_is_as_far_off_as_bfloat16_is():
     expected, received = both(torch.bfloat16)
     assert 0 < (received[0] - expected[0]).abs().max() < 0.1
@@ -47,6 +50,12 @@ def test_bfloat16_is_as_far_off_as_bfloat16_is():
 
 
 def test_a_network_it_cannot_do_is_left_to_pytorch():
-    assert not onednn.usable(mnist_cnn.network(dropout=0.1))
-    assert not onednn.usable(nn.Sequential(nn.Conv2d(1, 2, 3)))
-    assert not onednn.usable(nn.Sequential(nn.Linear(2, 2)))
+    others = [
+        mnist_cnn.network(dropout=0.1),
+        nn.Sequential(nn.Conv2d(1, 2, 3)),
+        nn.Sequential(nn.Conv2d(1, 2, 3, padding="same", bias=False)),
+        nn.Sequential(nn.BatchNorm2d(2, affine=False)),
+        nn.Sequential(nn.MaxPool2d(2), nn.ReLU()),
+        nn.Sequential(nn.Linear(2, 2)),
+    ]
+    assert not any(onednn.usable(network, torch.float32) for network in others)

@@ -55,7 +55,7 @@ def test_data_goes_one_way(path):
         assert not outside, "standard library only"
     if room == "runtimes":
         assert not {n for n in names if n.split(".")[0] == "models"}
-    if path.stem not in ("pytorch", "train", "training", "onednn", "fold", "export"):
+    if path.stem not in ("pytorch", "train", "training", "onednn", "recipe", "snapshot", "fold", "export"):
         assert not {n for n in names if n.split(".")[0] in ("torch", "torchvision")}
 
 

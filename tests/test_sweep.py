@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import optuna
 import pytest
 from conftest import ROOT, command, one_line
 
 from pipeline import artifact, heatmap, trials
+from pipeline.errors import PipelineError, UsageError
 
 PAIRS = [(lr, gamma) for lr in (0.02, 0.04) for gamma in (0.1, 0.5)]
 GRID = ["--lr", "0.02", "--lr", "0.04", "--gamma", "0.1", "--gamma", "0.5", "--epochs", "3", "--limit", "2560"]
@@ -29,7 +31,7 @@ def start(words: list[str], grace: int = 4) -> subprocess.Popen:
 
 def ended(out) -> list:
     meeting = trials.Meeting(f"sqlite:///{out / 'sweep.db'}", "sweep")
-    return trials.ended(trials.load(meeting, {"sampler": "grid", "seed": 0, "prune": True}))
+    return trials.ended(trials.load(meeting, {"prune": True}))
 
 
 def pairs(rows) -> list[tuple[float, float]]:
@@ -71,6 +73,38 @@ def test_two_sweeps_on_one_storage_share_the_trials(data, tmp_path):
     assert len(workers) == 2, "each did some"
 
 
+def test_a_trial_whose_worker_failed_is_trained_again_and_given_up_after_three_times(tmp_path):
+    meeting = trials.Meeting(f"sqlite:///{tmp_path / 'x.db'}", "x", grace=1)
+    facts = {"prune": False, "trials": 2}
+    for _ in range(2):  # whoever comes second plans nothing
+        trials.plan(meeting, [{"lr": 0.1, "gamma": 0.5}, {"lr": 0.2, "gamma": 0.5}], facts)
+    study = trials.load(meeting, facts)
+    assert len(study.trials) == 2 and trials._queue(study, facts, 1)
+    numbers = []
+    for attempt in range(5):
+        trial = study.ask()
+        numbers.append((trial.user_attrs["plan"], trial.suggest_float("lr", 0.1, 0.2)))
+        if attempt == 0:
+            trial.report(0.9, 1)
+            study.tell(trial, 0.9)
+        elif attempt == 1:  # died between taking it and its first heartbeat
+            time.sleep(1.1)
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        if attempt < 3:
+            assert trials._queue(study, facts, 1)
+        else:
+            break
+    assert numbers == [(0, 0.1), (1, 0.2), (1, 0.2), (1, 0.2)]
+    with pytest.raises(PipelineError, match="trial 1 of the plan failed 3 times"):
+        trials._queue(study, facts, 1)
+    assert [trial.params["lr"] for trial in trials.ended(study)] == [0.1]
+    stranger = trials.Meeting(meeting.url, "other")
+    optuna.create_study(storage=meeting.url, study_name="other").enqueue_trial({"lr": 0.1})
+    with pytest.raises(UsageError, match="was begun with"):
+        trials.plan(trials.Meeting(stranger.url, "other", grace=1), [], facts)
+
+
 def test_a_drawn_sweep_prunes_and_ends(data, tmp_path):
     words = ["--sampler", "tpe", "--trials", "7", "--epochs", "4", "--limit", "1280", "--workers", "1", "--json"]
     result = command("sweep", "--data", data, "--out", tmp_path, *words)
@@ -89,7 +123,8 @@ def test_a_drawn_sweep_prunes_and_ends(data, tmp_path):
         (["--gamma", "2"], "--gamma: expected 0 to 1"),
         (["--hold-out", "0"], "--hold-out: expected 1 or more"),
         (["--storage", "nonsense"], "--storage nonsense: cannot be used"),
-        (["--storage", "postgresql://me:secret@localhost:1/x"], "--storage postgresql://me:***@localhost:1/x: cannot"),
+        (["--storage", "postgresql://me:secret@localhost:1/x"], "--storage postgresql://localhost:1/x: cannot"),
+        (["--storage", "postgresql://me:a/secret:b@host:port/x?password=secret"], "cannot be used"),
         (["--sampler", "luck"], "luck"),
     ],
 )

@@ -14,7 +14,6 @@ from conftest import ROOT, command, one_line
 from pipeline import artifact, dataset
 from pipeline import snapshot as snapshots
 from pipeline.errors import UsageError
-from pipeline.stages import train as stage
 
 OPTIONS = ["--epochs", "2", "--limit", "8000", "--step-size", "1", "--dropout", "0.05", "--seed", "3"]
 
@@ -123,7 +122,7 @@ def test_held_out_images_are_neither_trained_on_nor_tests(data, tmp_path):
     assert result.returncode == 0 and re.search(r"Held-out set: .* \d+/10000", result.stderr)
     made = artifact.read(tmp_path / "mnist_cnn.safetensors")
     assert made.facts["reference"]["name"] == "10000 held-out images, MNIST training set"
-    train, held = stage.split(dataset.train(data), {"hold_out": 10_000, "limit": None}, data)
+    train, held = dataset.split(data, 10_000, None)
     assert len(train) == 50_000 and len(held) == 10_000 and held.digests == {}
     both = {image.tobytes() for image in train.images} & {image.tobytes() for image in held.images}
     assert len(both) < 10  # MNIST has hardly an image twice

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 
 import models
 from pipeline import artifact, console, dataset, machine, statistics
+from pipeline import recipe as recipes
 from pipeline.artifact import Artifact
 from pipeline.errors import PipelineError, UsageError
 from pipeline.stages import Data, Out, train
@@ -57,7 +59,7 @@ def _asked(model: str, recipe: str, hold_out: int, limit: int | None, change: tu
     numbers = dict(_number(each, known) for each in change)
     asked = {"model": model, "recipe": recipe, "hold_out": hold_out, "limit": limit, "train_threads": 1}
     asked = {**asked, "device": "auto", "precision": "auto", **numbers}
-    train.options(**asked, seed=0)
+    recipes.options(**asked, seed=0)
     return asked
 
 
@@ -76,7 +78,7 @@ def _trained(
     folder: Path, asked: dict[str, Any], data: Path, pixels: dict[str, str], seeds: int, workers: int
 ) -> Iterator[tuple[int, Artifact]]:
     """Each seed with its checkpoint: those on record at once, the others as they are done."""
-    epochs = train.options(**asked, seed=0)["epochs"]
+    epochs = recipes.options(**asked, seed=0)["epochs"]
     missing = []
     with console.progress(seeds * epochs, "epoch", "study") as bar:
         for seed in range(seeds):
@@ -87,15 +89,18 @@ def _trained(
                 missing.append(seed)
         if len(missing) < seeds:
             console.say(f"{folder}: {seeds - len(missing)} of {seeds} seeds are on record")
-        running: list[subprocess.Popen] = []
+        running, over = [], threading.Event()
         with ThreadPoolExecutor(workers) as pool:
-            jobs = {pool.submit(_train, folder / str(seed), asked, seed, data, bar, running): seed for seed in missing}
+            jobs = {
+                pool.submit(_train, folder / str(seed), asked, seed, data, bar, running, over): seed for seed in missing
+            }
             try:
                 for job in as_completed(jobs):
                     made = job.result()
                     console.say(f"seed {jobs[job]}: {made.facts['test_accuracy']:.2%}")
                     yield jobs[job], made
             except BaseException:  # a failure, or Ctrl-C: what is finished stays, what runs has its snapshot
+                over.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in running:
                     process.terminate()
@@ -108,13 +113,19 @@ def _on_record(folder: Path, asked: dict[str, Any], seed: int, pixels: dict[str,
         found = artifact.read(folder / train.FILE.format(model=asked["model"]))
     except PipelineError:
         return None
-    wanted = json.loads(json.dumps(train.options(**asked, seed=seed)))
-    same = found.options == wanted and pixels.items() <= found.parents.items()
+    wanted = json.loads(json.dumps(recipes.options(**asked, seed=seed)))
+    for name in wanted:
+        if found.options.get(name) != wanted[name]:
+            raise UsageError(
+                f"{found.path}: belongs to a study with {name} {found.options.get(name)}: expected {wanted[name]}; "
+                "give this study another --out, or delete that one"
+            )
+    same = pixels.items() <= found.parents.items()
     return found if same and found.versions["torch"] == artifact.versions("torch")["torch"] else None
 
 
 def _train(
-    folder: Path, asked: dict[str, Any], seed: int, data: Path, bar: Any, running: list[subprocess.Popen]
+    folder: Path, asked: dict[str, Any], seed: int, data: Path, bar: Any, running: list, over: threading.Event
 ) -> Artifact:
     """One training in a process of its own, which ends with this one: its stderr is a pipe to here."""
     words = [asked["model"], "--seed", seed, "--out", folder, "--data", data]
@@ -126,6 +137,8 @@ def _train(
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(line, stdout=output, stderr=subprocess.PIPE, text=True, env=environment)
         running.append(process)
+        if over.is_set():
+            process.terminate()
         last = ""
         for text in process.stderr:
             last = text.strip() or last

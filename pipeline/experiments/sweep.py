@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
+
 from pipeline import artifact, console, dataset, heatmap, machine
 from pipeline import trials as queue
 from pipeline.artifact import Artifact
@@ -36,7 +38,7 @@ def run(
     storage: Annotated[str | None, "Optuna storage URL, for many machines; by default a file in the folder."] = None,
     name: Annotated[str, "Name of the sweep in the storage: workers with the same one share its trials."] = "sweep",
     grace: Annotated[int, "Seconds of silence after which a worker counts as dead and its trial is queued again."] = 60,
-    seed: Annotated[int, "Seed of every training and of the sampler."] = 0,
+    seed: Annotated[int, "Seed of every training and of random draws (with tpe, they aren't repeatable)."] = 0,
     epochs: Annotated[int | None, "Epochs a trial; by default the recipe's."] = None,
     hold_out: Annotated[int, "Training images that trials are measured on; the test set is not looked at."] = 10_000,
     limit: Annotated[int | None, "Train on the first so many images only: for a try, not for a result."] = None,
@@ -47,7 +49,7 @@ def run(
     trained once. A trial whose worker died is tried again. Ends with a table, a heat map and the best pair.
     """
     lrs, gammas = sorted(set(lr)), sorted(set(gamma))
-    plan = [{"lr": one, "gamma": other} for one in lrs for other in gammas] if sampler == "grid" else [{}] * trials
+    plan = _plan(sampler, lrs, gammas, trials, seed)
     asked = {"model": model, "seed": seed, "hold_out": hold_out, "limit": limit, "epochs": epochs}
     facts = {**asked, "sampler": sampler, "prune": bool(prune), "lr": lrs, "gamma": gammas, "trials": len(plan)}
     workers = machine.cores() if workers is None else workers
@@ -55,9 +57,21 @@ def run(
     dataset.train(data)
     out.mkdir(parents=True, exist_ok=True)
     meeting = queue.Meeting(storage or f"sqlite:///{out / STORAGE}", name, grace)
-    queue.plan(meeting, plan, facts)
-    queue.work(meeting, facts, data, workers)
-    return _write(out, queue.ended(queue.load(meeting, facts)), data, facts)
+    with queue.reported(meeting):
+        queue.plan(meeting, plan, facts)
+        queue.work(meeting, facts, data, workers)
+        ended = queue.ended(queue.load(meeting, facts))
+    return _write(out, ended, data, facts)
+
+
+def _plan(sampler: str, lrs: list[float], gammas: list[float], trials: int, seed: int) -> list[dict[str, float]]:
+    """The pairs to train; an empty one is drawn by TPE when its turn comes, from what is known by then."""
+    if sampler == "grid":
+        return [{"lr": lr, "gamma": gamma} for lr in lrs for gamma in gammas]
+    if sampler == "tpe":
+        return [{}] * trials
+    draws = np.random.default_rng(seed).uniform((lrs[0], gammas[0]), (lrs[-1], gammas[-1]), (max(trials, 0), 2))
+    return [{"lr": float(lr), "gamma": float(gamma)} for lr, gamma in draws]
 
 
 def _checked(facts: dict[str, Any], workers: int, grace: int) -> dict[str, Any]:
@@ -82,7 +96,7 @@ def _write(out: Path, trials: list[optuna.trial.FrozenTrial], data: Path, facts:
         **facts,
         "rows": rows,
         "best": best,
-        "command": f"pipeline train {facts['model']} --lr {best['lr']:g} --gamma {best['gamma']:g}",
+        "command": _command(facts, best),
         "measured_on": f"{facts['hold_out']} held-out training images",
     }
     pixels = dataset.train(data).digests
@@ -92,6 +106,13 @@ def _write(out: Path, trials: list[optuna.trial.FrozenTrial], data: Path, facts:
     picture = heatmap.draw(rows, grid=facts["sampler"] == "grid", title=found["measured_on"])
     artifact.write(out / PICTURE, picture, kind="picture", parents=[made], versions=artifact.versions("matplotlib"))
     return made
+
+
+def _command(facts: dict[str, Any], best: dict[str, Any]) -> str:
+    """How to train with a pair on all training images, with what else the sweep was given."""
+    given = {"lr": best["lr"], "gamma": best["gamma"], "seed": facts["seed"], "epochs": facts["epochs"]}
+    words = [f"--{name} {value!r}" for name, value in given.items() if value is not None]
+    return " ".join(["pipeline train", facts["model"], *words])
 
 
 def _row(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 ORDER = 10
 KIND, FILE = "checkpoint", "{model}.safetensors"
-HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
 options = recipes.options  # what goes on record
 SNAPSHOT, HISTORY = "{model}.training.safetensors", "{model}.history.csv"
 
@@ -75,7 +73,7 @@ def run(
     ends with the same weights as an undisturbed one.
     """
     asked = recipes.options(**locals())
-    train, measured = split(dataset.train(data), asked, data)
+    train, measured = dataset.split(data, asked["hold_out"], asked["limit"])
     how = {name: asked[name] for name in ("device", "precision")}
     how["threads"] = asked["train_threads"]
     trainer = training.Trainer(models.get(model), recipes.numbers(model, recipe, asked), seed, **how)
@@ -101,20 +99,6 @@ def _epochs(
         if len(history) < asked["epochs"]:
             snapshot.save(kept, state, asked, history)
     return network, predictions, history
-
-
-def split(train: Split, asked: dict[str, Any], data: Path) -> tuple[Split, Split]:
-    """What is trained on and what is measured: all training images and the test set, unless some are held out."""
-    if not asked["hold_out"]:
-        return _part(train, slice(asked["limit"])), dataset.test(data)
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(train))
-    kept, held = order[: -asked["hold_out"]], order[-asked["hold_out"] :]
-    held_out = dataclasses.replace(_part(train, held), name=f"{len(held)} held-out images, {train.name}", digests={})
-    return _part(train, kept[: asked["limit"]]), held_out
-
-
-def _part(split: Split, which: Any) -> Split:
-    return dataclasses.replace(split, images=split.images[which], labels=split.labels[which])
 
 
 def _write(
