@@ -148,7 +148,8 @@ def _storage(meeting: Meeting) -> optuna.storages.RDBStorage:
         try:
             return optuna.storages.RDBStorage(meeting.url, engine_kwargs=wait_for_lock, **beats)
         except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-            if attempt + 1 < TRIES and "already exists" in str(error):  # two sweeps made one file's tables at once
+            raced = "already exists" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)
+            if raced and attempt + 1 < TRIES:  # two sweeps made one storage's tables at once
                 time.sleep(1)
                 continue
             line = _line(error, meeting)

@@ -73,6 +73,7 @@ def test_two_sweeps_on_one_storage_share_the_trials(data, tmp_path):
     assert len(workers) == 2, "each did some"
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_trial_whose_worker_failed_is_trained_again_and_given_up_after_three_times(tmp_path):
     meeting = trials.Meeting(f"sqlite:///{tmp_path / 'x.db'}", "x", grace=1)
     facts = {"prune": False, "trials": 2}
