@@ -37,7 +37,7 @@ class _Subject:
 def run(
     *forms: Artifact,
     out: OptionalOut = None,
-    batch: Annotated[tuple[int, ...], "Batch size; may be given several times."] = (1, 8, 64, 256),
+    batch: Annotated[tuple[int, ...], "Batch size; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use."] = 1,
     quick: Annotated[bool, "A twelfth of the requests: for a look, not for a claim."] = False,
     compare: Annotated[bool, "Also how many times faster than the checkpoint in plain PyTorch."] = False,
