@@ -87,9 +87,16 @@ def augment(images: Tensor, generator: torch.Generator, recipe: Recipe, strength
     rows = torch.stack([cos, torch.tan(shear) * cos - sin, sin, torch.tan(shear) * sin + cos], 1).view(n, 2, 2)
     moved = uniform(recipe.shift, 2, 1) * 2 / torch.tensor([width, height]).view(2, 1)
     turned = torch.cat([rows * stretch[:, None, :], moved], 2).to(images.device)
-    grid = F.affine_grid(turned, list(images.shape), align_corners=False)
+    grid = _grid(turned, height, width)
     if recipe.elastic * strength > 0:
         coarse = torch.randn(n, 2, 6, 6, generator=generator) * (recipe.elastic * strength * 2 / width)
         smooth = F.interpolate(coarse.to(images.device), (height, width), mode="bicubic", align_corners=True)
         grid = grid + smooth.permute(0, 2, 3, 1)
     return F.grid_sample(images, grid, mode="bicubic", padding_mode="zeros", align_corners=False).clamp_(0, 1)
+
+
+def _grid(affine: Tensor, height: int, width: int) -> Tensor:
+    """`F.affine_grid` of `[n, 2, 3]` without its product of matrices: what x gives and what y gives, added."""
+    across, down = ((torch.arange(size, device=affine.device) * 2 + 1) / size - 1 for size in (width, height))
+    of_x, of_y, moved = affine[:, None, None].unbind(-1)
+    return of_x * across[:, None] + (of_y * down[:, None, None] + moved)

@@ -17,9 +17,7 @@ def save(snapshot: Path, state: dict[str, Any], asked: dict[str, Any], history: 
     """Write what `resume` needs: the state after an epoch, the options it was made with and the figures so far."""
     import safetensors.torch
 
-    tensors = {f"weights.{name}": tensor.cpu().contiguous() for name, tensor in state["weights"].items()}
-    for index, entry in state["momentum"].items():
-        tensors[f"momentum.{index}"] = entry["momentum_buffer"].cpu().contiguous()
+    tensors = {f"{part}.{name}": tensor for part in ("weights", "momentum") for name, tensor in state[part].items()}
     notes = {"options": asked, "history": history, "versions": artifact.versions("torch")}
     artifact.save(snapshot, safetensors.torch.save(tensors, {"notes": json.dumps(notes)}))
 
@@ -43,7 +41,7 @@ def resume(snapshot: Path, asked: dict[str, Any], wanted: bool | None) -> tuple[
         return None, []
     done = len(notes["history"])
     console.say(f"resuming after epoch {done} of {asked['epochs']} (--no-resume starts anew)")
-    momentum = {int(name[9:]): {"momentum_buffer": t} for name, t in tensors.items() if name.startswith("momentum.")}
+    momentum = {int(name[9:]): tensor for name, tensor in tensors.items() if name.startswith("momentum.")}
     weights = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("weights.")}
     return {"weights": weights, "momentum": momentum, "epoch": done}, notes["history"]
 

@@ -46,49 +46,39 @@ class Trainer:
         torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
         network = self.model.network(self.recipe.dropout).to(self.device)
-        fast = self.device == "cpu" and onednn.usable(network, getattr(torch, self.precision))
-        if not fast:
-            network.to(memory_format=torch.channels_last)
-        # On the CPU, the fused optimizer takes memory as it lies: right for weights and gradients of one layout only.
-        how = {"lr": self.recipe.lr, "momentum": self.recipe.momentum, "fused": fast}
-        optimizer = torch.optim.SGD(network.parameters(), **how)
+        kind = getattr(torch, self.precision)
+        how = network, kind, self.recipe.momentum, self.recipe.label_smoothing
+        step = onednn.Step(*how) if self.device == "cpu" and onednn.usable(network, kind) else _Step(*how)
         if state:
             network.load_state_dict(state["weights"])
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state["momentum"]})
+            for index, buffer in enumerate(step.momentum):
+                buffer.copy_(state["momentum"][index])
         pixels, targets = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).long().to(self.device)
         for epoch in range(state["epoch"] if state else 0, self.recipe.epochs):
-            figures = self._epoch(network, optimizer, pixels, targets, epoch, fast)
-            momentum = optimizer.state_dict()["state"]
-            yield network, figures, {"weights": network.state_dict(), "momentum": momentum, "epoch": epoch + 1}
+            network.train()
+            figures = self._epoch(step, pixels, targets, epoch)
+            momentum = dict(enumerate(map(_alone, step.momentum)))
+            yield network, figures, {"weights": weights(network), "momentum": momentum, "epoch": epoch + 1}
 
     def _epoch(
         self,
-        network: torch.nn.Sequential,
-        optimizer: torch.optim.Optimizer,
+        step: Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]],
         pixels: torch.Tensor,
         targets: torch.Tensor,
         epoch: int,
-        fast: bool,
     ) -> dict[str, float]:
         """One pass over all images; gives its figures. Shows loss, batch, accuracy and it/s on the way."""
         import torch
-        import torch.nn.functional as F
 
         torch.manual_seed((self.seed << 16) + epoch)  # dropout's
         size, n = self.recipe.batch_size, len(pixels)
         batches = -(-n // size)
         loss_sum, correct = (torch.zeros((), dtype=kind, device=self.device) for kind in (torch.float32, torch.int64))
-        forward = self._forward(network.train(), fast)
         with console.progress(batches, "it", f"epoch {epoch + 1}", quiet=self.quiet) as bar:
             for number, (x, y) in enumerate(self._batches(pixels, targets, epoch)):
-                optimizer.param_groups[0]["lr"] = learning_rate(self.recipe, epoch + number / batches)
-                logits = forward(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=self.recipe.label_smoothing)  # has the log-softmax
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                loss_sum += loss.detach() * len(y)
-                correct += (logits.detach().argmax(1) == y).sum()
+                loss, logits = step(x, y, learning_rate(self.recipe, epoch + number / batches))
+                loss_sum += loss * len(y)
+                correct += (logits.argmax(1) == y).sum()
                 if bar.update() or number + 1 == batches:
                     accuracy = 100 * correct.item() / min((number + 1) * size, n)
                     text = f"Loss={loss.item():.6f} Batch_id={number} Accuracy={accuracy:.2f}"
@@ -99,22 +89,6 @@ class Trainer:
             "train_loss": loss_sum.item() / n,
             "train_accuracy": correct.item() / n,
         }
-
-    def _forward(self, network: torch.nn.Sequential, fast: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The network as a function from normalised float32 images `[b, c, h, w]` to float32 logits `[b, classes]`."""
-        import torch
-
-        from pipeline import onednn
-
-        kind = getattr(torch, self.precision)
-        if fast:
-            return lambda images: onednn.forward(network, images, kind)
-
-        def general(images: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(torch.device(self.device).type, kind, enabled=kind is not torch.float32):
-                return network(images.contiguous(memory_format=torch.channels_last)).flatten(1).float()
-
-        return general
 
     def _batches(
         self, pixels: torch.Tensor, targets: torch.Tensor, epoch: int
@@ -135,6 +109,34 @@ class Trainer:
                 x = self.model.augment(x, generator, self.recipe, strength)
             x = x.sub_(self.model.MEAN).div_(self.model.STD)
             yield from zip(x.split(size), targets[chunk].split(size), strict=True)
+
+
+class _Step:
+    """What `onednn.Step` does, for any network and device, by autograd."""
+
+    def __init__(
+        self, network: torch.nn.Sequential, kind: torch.dtype, momentum: float, label_smoothing: float
+    ) -> None:
+        import torch
+
+        self._network, self._kind = network.to(memory_format=torch.channels_last), kind
+        self._loss = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self._optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=momentum)
+        for parameter in network.parameters():  # made now, to be saved and loaded like the other step's
+            self._optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.momentum = [entry["momentum_buffer"] for entry in self._optimizer.state.values()]
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        self._optimizer.param_groups[0]["lr"] = lr
+        with torch.autocast(images.device.type, self._kind, enabled=self._kind is not torch.float32):
+            logits = self._network(images.contiguous(memory_format=torch.channels_last)).flatten(1).float()
+        loss = self._loss(logits, targets)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach(), logits.detach()
 
 
 def learning_rate(recipe: Any, epochs: float) -> float:
@@ -167,15 +169,25 @@ def measure(model: ModuleType, network: torch.nn.Module, test: Split, device: st
     import torch
     import torch.nn.functional as F
 
+    def ready(images: torch.Tensor) -> torch.Tensor:
+        normal = (images.to(device).float() / 255 - model.MEAN) / model.STD
+        return normal.contiguous(memory_format=torch.channels_last)
+
     _deterministic()
     network.eval()
     with torch.inference_mode():
-        parts = torch.from_numpy(test.images).split(1000)
-        logits = [network((part.to(device).float() / 255 - model.MEAN) / model.STD).flatten(1).cpu() for part in parts]
-        joined = torch.cat(logits)
-        return F.cross_entropy(joined, torch.from_numpy(test.labels)).item(), joined.argmax(1).numpy()
+        parts = torch.from_numpy(test.images).split(250)
+        logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
+        return F.cross_entropy(logits, torch.from_numpy(test.labels)).item(), logits.argmax(1).numpy()
 
 
 def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A network's parameters and statistics by name, on the CPU."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """A network's parameters and statistics by name, on the CPU, each in memory of its own."""
+    return {name: _alone(tensor) for name, tensor in network.state_dict().items()}
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU that shares no memory, as safetensors wants it."""
+    import torch
+
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

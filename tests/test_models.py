@@ -61,3 +61,9 @@ def test_augmentation_moves_strokes_and_keeps_the_background():
     assert 0.6 < moved.sum() / images.sum() < 1.5
     still = mnist_cnn.augment(images, generator, mnist_cnn.RECIPES["default"], 0.0)
     assert torch.allclose(still, images, atol=1e-4)
+
+
+def test_its_grid_is_pytorchs():
+    affine = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(affine, [5, 1, 20, 28], align_corners=False)
+    torch.testing.assert_close(mnist_cnn._grid(affine, 20, 28), expected)
