@@ -4,6 +4,7 @@ train    recipe and pixels                -> checkpoint     PyTorch, with the gi
 fold     checkpoint                       -> folded         BatchNorm and normalisation into the convolutions
 export   folded                           -> onnx           raw uint8 pixels in, float32 logits out
 half     onnx                             -> fp16           float16 weights and arithmetic, in the graph itself
+build    fp16                             -> engine         TensorRT, strongly typed: float16 or no engine
 verify   every form                       -> verification   the test set through each runtime, against the gate
 bench    every form                       -> latency        percentiles of single requests, throughput
 

@@ -160,6 +160,9 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
     for name in stages.names():
         stage = stages.get(name)
         asked = {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}
+        if hasattr(stage, "absent") and (reason := stage.absent(**asked)):
+            console.say(f"{name:<8}left out: {reason}")
+            continue
         given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
         state = FRESH
         again = force or any(parent.kind in done for parent in given if isinstance(parent, Artifact))

@@ -47,7 +47,7 @@ class Commands(click.Group):
 def cli() -> None:
     """Take a small trained network to an edge GPU without losing accuracy on the way, and prove it.
 
-    train → fold → export → half → verify → bench; `pipeline run` does all of it.
+    train → fold → export → half → build → verify → bench; `pipeline run` does all of it.
     """
 
 

@@ -3,7 +3,8 @@
 A stage file has `ORDER` (its place in the chain), `KIND` and `FILE` (what it makes) and one public function `run`:
 positional parameters are artifacts, named by kind (`*forms` takes any that a runtime runs), keyword-only ones are
 options, each with its help text. `pipeline.cli` makes the command from that signature, `pipeline.chain` the chain.
-A stage may also define `options(...)`, what goes on record for given options, and `show(artifact)`, tables for people.
+A stage may also define `options(...)`, what goes on record for given options, `show(artifact)`, tables for people, and
+`absent(...)`, for given options the reason why this machine can't do it, for which the chain leaves it out.
 """
 
 from __future__ import annotations
