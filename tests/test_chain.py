@@ -183,7 +183,7 @@ def test_a_stage_a_runtime_and_a_model_are_one_file_each(tmp_path, chain, data):
 
 
 def test_the_chain_is_ordered_by_its_stages():
-    assert stages.names() == ["train", "fold", "export", "half", "verify", "bench"]
+    assert stages.names() == ["train", "fold", "export", "half", "build", "verify", "bench"]
     for name in stages.names():
         stage = stages.get(name)
         assert {"run", "KIND", "FILE", "ORDER"} <= vars(stage).keys()
