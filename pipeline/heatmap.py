@@ -10,8 +10,8 @@ from typing import Any
 def draw(rows: Sequence[dict[str, Any]], *, grid: bool, title: str) -> bytes:
     """A heat map of a grid, or a scatter of drawn pairs. Rows have `lr`, `gamma`, `accuracy` (0 to 1), `pruned`.
 
-    Colours span the trials that were trained to their end; what was pruned is lighter and marked with the epoch's
-    accuracy at which it was given up, in italics.
+    Colours span the trials that were trained to their end. What was pruned has none: in a heat map it stands in italics
+    with the accuracy at which it was given up, in a scatter as a cross.
     """
     import matplotlib
 

@@ -194,5 +194,7 @@ def test_the_chain_is_ordered_by_its_stages():
 @pytest.mark.parametrize("name", runtimes.names())
 def test_every_runtime_offers_the_same_verbs(name):
     runtime = runtimes.get(name)
-    assert {"load", "Session", "READS", "PACKAGES"} <= vars(runtime).keys()
-    assert {"__enter__", "__exit__", "__call__"} <= vars(runtime.Session).keys()
+    assert {"READS", "PACKAGES"} <= vars(runtime).keys()
+    if runtime.READS:  # one that runs nothing yet only builds
+        assert {"load", "Session"} <= vars(runtime).keys()
+        assert {"__enter__", "__exit__", "__call__"} <= vars(runtime.Session).keys()

@@ -53,7 +53,9 @@ def run(
     asked = {"model": model, "seed": seed, "hold_out": hold_out, "limit": limit, "epochs": epochs}
     facts = {**asked, "sampler": sampler, "prune": bool(prune), "lr": lrs, "gamma": gammas, "trials": len(plan)}
     workers = machine.cores() if workers is None else workers
-    facts["recipe"] = _checked(facts, workers, grace)
+    shared = facts["recipe"] = _checked(facts, workers, grace)
+    if shared["epochs"] <= shared["step_size"]:
+        console.say(f"gamma has no effect: the learning rate steps after {shared['step_size']} epochs, not before")
     dataset.train(data)
     out.mkdir(parents=True, exist_ok=True)
     meeting = queue.Meeting(storage or f"sqlite:///{out / STORAGE}", name, grace)
