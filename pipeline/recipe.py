@@ -11,11 +11,13 @@ from pipeline import machine
 from pipeline.errors import UsageError
 
 LIMITS = {  # least and most; for every other number, 0 and no limit
-    "seed": (0, 2**46),
+    # A random stream is (seed << 16) + epoch, and PyTorch's generator on a CPU keeps 32 bits of it: seed 65,536 would
+    # be seed 0 once more, and epoch 65,536 the next seed's first one.
+    "seed": (0, 2**16 - 1),
+    "epochs": (1, 2**16 - 1),
     "train_threads": (1, 64),
     "limit": (2, math.inf),
     "hold_out": (0, 50_000),
-    "epochs": (1, math.inf),
     "batch_size": (1, math.inf),
     "lr": (1e-9, 1e3),
     "step_size": (1, math.inf),
@@ -27,6 +29,7 @@ LIMITS = {  # least and most; for every other number, 0 and no limit
     "ease": (0, 1),
 }
 SCHEDULES = ("step", "linear")
+NO_SAY = {"out", "data", "resume"}  # what `train` is also given; a checkpoint doesn't depend on it
 
 
 def options(
@@ -43,9 +46,14 @@ def options(
 ) -> dict[str, Any]:
     """What a checkpoint depends on: the recipe's numbers or those given instead, images, seed, device, arithmetic.
 
-    Raises UsageError for a recipe that there isn't or a number out of its range.
+    Raises UsageError for a recipe that there isn't or a number that isn't in it or out of its range.
     """
     chosen = dataclasses.asdict(models.recipe(model, recipe))
+    numbers = {name for name, value in given.items() if value is not None} - NO_SAY
+    if unknown := sorted(numbers - chosen.keys()):
+        raise UsageError(
+            f"--{unknown[0].replace('_', '-')}: {model} has no such number: expected one of {', '.join(chosen)}"
+        )
     chosen = {name: value if given.get(name) is None else given[name] for name, value in chosen.items()}
     threads = train_threads if train_threads is not None else min(2, machine.cores())
     asked = {"seed": seed, "train_threads": threads, "limit": limit, "hold_out": hold_out, **chosen}
@@ -82,5 +90,7 @@ def _precision(precision: str, device: str) -> str:
     if precision != "auto":
         return precision
     capabilities = torch.cpu.get_capabilities() if device == "cpu" else {}
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else capabilities.get("avx512_bf16", False)
+    native = capabilities.get("avx512_bf16", False)
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if native else "float32"

@@ -57,7 +57,8 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, data):
     "wrong",
     [
         (["--recipe", "worst"], "expected one of default, best"),
-        (["--seeds", "0"], "--seeds: expected 1 or more"),
+        (["--seeds", "0"], "--seeds: expected 1 to 65536"),
+        (["--seeds", "65537"], "--seeds: expected 1 to 65536"),
         (["--workers", "0"], "--workers: expected 1 or more"),
         (["--change", "nothing=1"], "expected NAME=VALUE, with one of epochs"),
         (["--change", "epochs=x"], "expected int, received 'x'"),

@@ -8,7 +8,7 @@ import torch
 
 import models
 from models import mnist_cnn
-from pipeline import training
+from pipeline import dataset, training
 from pipeline.training import Trainer
 
 
@@ -51,6 +51,26 @@ def test_the_same_seed_gives_the_same_bytes(precision):
     assert equal(trained(precision=precision, threads=2), trained(precision=precision, threads=2))
 
 
-def test_with_dropout_the_general_path_learns_too():
-    without, with_it = trained(), trained(recipe={"dropout": 0.1})
-    assert without.keys() == with_it.keys() and not equal(without, with_it)
+@pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["oneDNN's step", "the general step"])
+def test_the_loss_falls(data, dropout):
+    recipe, some = replace(mnist_cnn.Recipe(), epochs=3, dropout=dropout), dataset.train(data)
+    fit = Trainer(mnist_cnn, recipe, 0, quiet=True).fit(some.images[:2560], some.labels[:2560])
+    losses, accuracies = zip(*((now["train_loss"], now["train_accuracy"]) for _, now, _ in fit), strict=True)
+    assert losses[0] < 2.303 and losses[0] > losses[1] > losses[2] and losses[2] < 0.8  # ln 10: knowing nothing
+    assert accuracies[2] > 0.7
+
+
+def batches(size: int, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    recipe = replace(mnist_cnn.Recipe(), batch_size=size)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 1, 28, 28), np.uint8))
+    return list(Trainer(mnist_cnn, recipe, 0)._batches(pixels, torch.arange(n), 0))
+
+
+@pytest.mark.parametrize("size", [64, 100, 7000])
+def test_every_image_is_in_one_batch_and_memory_does_not_grow_with_the_batch(size, monkeypatch):
+    calls, augment = [], mnist_cnn.augment
+    monkeypatch.setattr(mnist_cnn, "augment", lambda x, *rest: calls.append(len(x)) or augment(x, *rest))
+    found = batches(size, 15_000)
+    assert [len(x) for x, _ in found[:-1]] == [size] * (len(found) - 1)
+    assert torch.cat([y for _, y in found]).sort().values.equal(torch.arange(15_000))
+    assert calls[0] == {64: 96 * 64, 100: 6100, 7000: 7000}[size]  # 96 batches of the recipes: their bits depend on it

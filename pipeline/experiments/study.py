@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.stages import Data, Out, train
 
 KIND, FILE = "study", "study-{recipe}.json"
+SEEDS = recipes.LIMITS["seed"][1] + 1  # so many there are
 MEASURED = ("Test set:", "Held-out set:")  # what a training says after every epoch
 
 
@@ -44,9 +45,10 @@ def run(
     pixels = dataset.train(data).digests
     asked = _asked(model, recipe, hold_out, limit, change)
     workers = machine.cores() if workers is None else workers
-    for name, value in (("seeds", seeds), ("workers", workers)):
-        if value < 1:
-            raise UsageError(f"--{name}: expected 1 or more, received {value}")
+    if not 1 <= seeds <= SEEDS:
+        raise UsageError(f"--seeds: expected 1 to {SEEDS}, received {seeds}: a seed goes from 0 to {SEEDS - 1}")
+    if workers < 1:
+        raise UsageError(f"--workers: expected 1 or more, received {workers}")
     folder = out / FILE.format(recipe=recipe).removesuffix(".json")
     made = dict(_trained(folder, asked, data, pixels, seeds, workers))
     runs = [made[seed] for seed in range(seeds)]
