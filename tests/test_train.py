@@ -8,14 +8,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from conftest import ROOT, command, one_line
+import torch
+from conftest import ROOT, command, flip, one_line
 
-from pipeline import artifact, dataset
+from models import mnist_cnn
+from pipeline import artifact, dataset, recipe
 from pipeline import snapshot as snapshots
-from pipeline.errors import UsageError
+from pipeline.errors import CheckFailed, PipelineError, UsageError
+from pipeline.training import Trainer
 
-OPTIONS = ["--epochs", "2", "--limit", "8000", "--step-size", "1", "--dropout", "0.05", "--seed", "3"]
+OPTIONS = ["--epochs", "2", "--limit", "8000", "--step-size", "1", "--seed", "3"]
+HOW = {"recipe": "default", "seed": 0, "device": "cpu", "precision": "float32", "train_threads": 1}
+HOW |= {"limit": None, "hold_out": 0}
 
 
 def test_the_log_reads_as_the_seeds_does(chain):
@@ -41,8 +47,8 @@ def test_the_history_is_a_table(chain):
     assert artifact.read(chain / "mnist_cnn.history.csv").parents.keys() == {"mnist_cnn.safetensors"}
 
 
-def killed_in_the_second_epoch(out, data) -> None:
-    line = [sys.executable, "-m", "pipeline", "train", "--out", out, "--data", data, *OPTIONS]
+def killed_in_the_second_epoch(out, *words) -> None:
+    line = [sys.executable, "-m", "pipeline", "train", "--out", out, *words]
     process = subprocess.Popen([str(word) for word in line], cwd=ROOT, stderr=subprocess.DEVNULL)
     snapshot = out / "mnist_cnn.training.safetensors"
     while not snapshot.exists():
@@ -53,19 +59,21 @@ def killed_in_the_second_epoch(out, data) -> None:
     assert process.wait() == -signal.SIGKILL
 
 
-def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_path):
+@pytest.mark.parametrize("dropout", ["0", "0.05"], ids=["oneDNN's step", "the general step"])
+def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_path, dropout):
     """Dropout, augmentation, momentum and a learning-rate step between the two epochs all have to be carried over."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir()
-    killed_in_the_second_epoch(killed, data)
+    words = ["--data", data, *OPTIONS, "--dropout", dropout]
+    killed_in_the_second_epoch(killed, *words)
     assert [path.name for path in killed.iterdir()] == ["mnist_cnn.training.safetensors"]
-    error = one_line(command("train", "--out", killed, "--data", data, *OPTIONS, "--resume", "--lr", "0.1"), 2)
+    error = one_line(command("train", "--out", killed, *words, "--resume", "--lr", "0.1"), 2)
     assert "was begun with lr 0.04: expected 0.1" in error
-    resumed = command("train", "--out", killed, "--data", data, *OPTIONS, "--resume")
+    resumed = command("train", "--out", killed, *words, "--resume")
     assert (
         resumed.returncode == 0 and "resuming after epoch 1 of 2" in resumed.stderr and "epoch 1:" not in resumed.stderr
     )
-    assert command("train", "--out", whole, "--data", data, *OPTIONS).returncode == 0
+    assert command("train", "--out", whole, *words).returncode == 0
     one, other = (artifact.read(out / "mnist_cnn.safetensors") for out in (killed, whole))
     assert one.sha256 == other.sha256 and one.facts == other.facts
     rows = list(csv.DictReader((killed / "mnist_cnn.history.csv").open()))
@@ -82,7 +90,8 @@ def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_pa
         ["--lr", "-1"],
         ["--lr", "nan"],
         ["--rotation", "inf"],
-        ["--seed", "281474976710656"],
+        ["--seed", "65536"],  # would be seed 0 once more
+        ["--epochs", "65536"],
         ["--seed", "-1"],
         ["--gamma", "x"],
         ["--dropout", "2"],
@@ -109,6 +118,61 @@ def test_a_damaged_snapshot_is_one_line(tmp_path, data):
         with pytest.raises(UsageError, match="is no training to resume"):
             snapshots.resume(snapshot, {}, None)
     one_line(command("train", "--out", tmp_path, "--data", data, "--epochs", "1", "--resume"), 2)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A snapshot after an epoch of a training, and that training's options."""
+    asked = recipe.options("mnist_cnn", **HOW, epochs=2)
+    trainer = Trainer(mnist_cnn, recipe.numbers("mnist_cnn", "default", asked), 0, quiet=True)
+    noise = np.random.default_rng(0)
+    images, labels = noise.integers(0, 256, (128, 1, 28, 28), np.uint8), noise.integers(0, 10, 128)
+    _, figures, state = next(trainer.fit(images, labels))
+    snapshot = tmp_path / "mnist_cnn.training.safetensors"
+    snapshots.save(snapshot, state, asked, [figures])
+    return snapshot, asked
+
+
+def test_an_altered_snapshot_is_one_line(begun, data):
+    snapshot, asked = begun
+    state, history = snapshots.resume(snapshot, asked, None)
+    assert state["epoch"] == len(history) == 1 and len(state["momentum"]) == 17
+    flip(snapshot)  # the last byte is one of a tensor's
+    with pytest.raises(CheckFailed, match="altered: expected sha256"):
+        snapshots.resume(snapshot, asked, None)
+    error = one_line(command("train", "--out", snapshot.parent, "--data", data, "--epochs", "2"), 1)
+    assert "altered" in error and "delete it and train anew" in error
+    content = snapshot.read_bytes()
+    for offset in range(8, 3000, 17):  # in the header: names, shapes, notes
+        snapshot.write_bytes(content)
+        flip(snapshot, offset)
+        with pytest.raises(PipelineError):
+            snapshots.resume(snapshot, asked, None)
+
+
+def test_a_snapshot_of_another_network_is_one_line(begun):
+    snapshot, asked = begun
+    state, history = snapshots.resume(snapshot, asked, None)
+    for part, name, other in (("weights", "0.weight", torch.zeros(2)), ("momentum", 99, torch.zeros(1))):
+        spoilt = {**state, part: {**state[part], name: other}}
+        snapshots.save(snapshot, spoilt, asked, history)
+        with pytest.raises(CheckFailed, match=f"tensor {part}.{name}: expected "):
+            snapshots.resume(snapshot, asked, None)
+
+
+def test_a_training_with_other_options_says_that_it_replaces_the_unfinished_one(begun, capsys):
+    snapshot, asked = begun
+    assert snapshots.resume(snapshot, {**asked, "lr": 0.1}, None) == (None, [])
+    assert "an unfinished training is replaced, since it has lr 0.04 instead of 0.1" in capsys.readouterr().err
+    snapshots.resume(snapshot, {**asked, "lr": 0.1}, False)  # asked for
+    snapshots.resume(snapshot.with_name("none"), {**asked, "lr": 0.1}, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_number_that_no_recipe_has_is_refused():
+    with pytest.raises(UsageError, match="--momentun: mnist_cnn has no such number: expected one of epochs"):
+        recipe.options("mnist_cnn", **HOW, momentun=0.5)
+    assert recipe.options("mnist_cnn", **HOW, momentun=None, out="x", data="y", resume=True)["momentum"] == 0.9
 
 
 def test_show_tells_what_is_on_record(chain):
