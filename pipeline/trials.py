@@ -1,51 +1,27 @@
-"""A plan of trials in, each of them trained once, by any number of workers on any number of machines.
+"""A sweep's plan in, each trial of it in the queue of an Optuna storage until it has ended or keeps failing.
 
-An Optuna storage is where workers meet. The plan is queued when the sweep is created; a worker takes one trial after
-the other and says every few seconds that it lives. A trial of the plan that nobody is at any more is queued again.
+The plan is queued when the sweep is created. A trial of it that nobody is at any more is queued again; one whose
+training raises an error is tried so many times. Workers, on any number of machines, call `queue` and then take one.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import platform
-import signal
 import time
-import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from multiprocessing.connection import wait
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import models
-from pipeline import console, dataset, recipe
-from pipeline.errors import PipelineError, UsageError
-from pipeline.training import Trainer, measure
+from pipeline import meeting as meetings
+from pipeline import recipe
+from pipeline.errors import UsageError
+from pipeline.meeting import Meeting
 
 if TYPE_CHECKING:
     import optuna
 
 SHARED = ("seed", "hold_out", "limit", "epochs")  # a sweep's facts that every trial's training is given
-TRIES = 3  # of one trial of the plan
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where workers meet: an Optuna storage URL, the sweep's name in it, and the seconds of silence after which one of
-    them counts as dead."""
-
-    url: str
-    name: str
-    grace: int = 60
-
-    def __str__(self) -> str:
-        """The storage for people: no user, password or query, which is where passwords may stand."""
-        kind, _, rest = self.url.partition("://")
-        return f"{kind}://{rest.partition('?')[0].rpartition('@')[2]}" if rest else self.url
+TRIES = 3  # of a trial whose training raises an error
 
 
 def options(facts: dict[str, Any], **numbers: float) -> dict[str, Any]:
@@ -58,17 +34,15 @@ def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any])
     """Queue every trial, once: whoever creates the study does, others wait for it. A stranger's study is refused."""
     import optuna
 
-    storage = _storage(meeting)
+    storage = meetings.storage(meeting)
     try:
         study = optuna.create_study(storage=storage, study_name=meeting.name, direction="maximize")
         study.set_user_attr("facts", facts)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=meeting.name)
-        there, since = -1, 0.0  # wait as long as its creator gets on with it
-        while ("planned" not in study.user_attrs and time.monotonic() - since < meeting.grace) or there < 0:
-            if len(study.get_trials(deepcopy=False)) > there:
-                there, since = len(study.get_trials(deepcopy=False)), time.monotonic()
-            time.sleep(0.5)
+        _wait_for_its_plan(study, meeting.grace)
+        if "facts" not in study.user_attrs and not study.get_trials(deepcopy=False):
+            study.set_user_attr("facts", facts)  # its creator died before it could say what it wanted
     begun = study.user_attrs.get("facts", {})
     if other := [key for key in facts if begun.get(key) != facts[key]]:
         raise UsageError(
@@ -83,13 +57,31 @@ def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any])
         study.set_user_attr("planned", True)
 
 
+def _wait_for_its_plan(study: optuna.Study, grace: float) -> None:
+    """Until all trials are queued, as long as their creator gets on with it."""
+    there, since = len(study.get_trials(deepcopy=False)), time.monotonic()
+    while "planned" not in study.user_attrs and time.monotonic() - since < grace:
+        time.sleep(0.5)
+        if (now := len(study.get_trials(deepcopy=False))) > there:
+            there, since = now, time.monotonic()
+
+
 def load(meeting: Meeting, facts: dict[str, Any]) -> optuna.Study:
     """The sweep in its storage, with the pruner that its facts name and, for what isn't drawn beforehand, TPE."""
     import optuna
 
-    pruner = optuna.pruners.MedianPruner(n_warmup_steps=2) if facts["prune"] else optuna.pruners.NopPruner()
+    pruners = optuna.pruners
+    pruner = pruners.MedianPruner(n_warmup_steps=_first(facts)) if facts["prune"] else pruners.NopPruner()
     sampler = optuna.samplers.TPESampler()  # no seed: on every machine it would begin with the same draws
-    return optuna.load_study(storage=_storage(meeting), study_name=meeting.name, sampler=sampler, pruner=pruner)
+    return optuna.load_study(storage=meetings.storage(meeting), study_name=meeting.name, sampler=sampler, pruner=pruner)
+
+
+def _first(facts: dict[str, Any]) -> int:
+    """The epoch, counted from 1, after which a trial may first be pruned: gamma is to have acted for one epoch, or
+    trials with one learning rate would be told apart by nothing. Without a step, the second."""
+    numbers = facts["recipe"]
+    steps = numbers["schedule"] == "step" and numbers["step_size"] < numbers["epochs"]
+    return numbers["step_size"] + 1 if steps else 2
 
 
 def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
@@ -102,132 +94,81 @@ def ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return [first[number] for number in sorted(first)]
 
 
-def work(meeting: Meeting, facts: dict[str, Any], data: Path, workers: int) -> None:
-    """So many processes that take one trial after the other until none is left; a bar of the trials that ended."""
-    study, context = load(meeting, facts), multiprocessing.get_context("spawn")
-    given = (meeting, facts, data, os.getpid())
-    crew = [context.Process(target=_worker, args=given, daemon=True) for _ in range(workers)]
-    for process in crew:
-        process.start()
-    try:
-        with console.progress(facts["trials"], "trial", "sweep") as bar:
-            while alive := [process.sentinel for process in crew if process.is_alive()]:
-                bar.update(len(ended(study)) - bar.n)
-                wait(alive, 1)
-                time.sleep(0.2)
-            bar.update(len(ended(study)) - bar.n)
-    finally:
-        for process in crew:
-            process.terminate()
-    if len(ended(study)) < facts["trials"]:
-        raise PipelineError(f"{meeting}: the workers of sweep {meeting.name!r} gave up; run it again to go on")
+def errors(study: optuna.Study) -> Counter[int]:
+    """How many times each trial of the plan raised an error. One whose worker was killed didn't."""
+    return Counter(trial.user_attrs["plan"] for trial in _raised(study))
 
 
-@contextmanager
-def reported(meeting: Meeting) -> Iterator[None]:
-    """Whatever a storage or its database fails with, as one line."""
+def given_up(study: optuna.Study, before: Mapping[int, int]) -> dict[int, optuna.trial.FrozenTrial]:
+    """The trials of the plan that raised an error in all tries since there were `before` of them: the last try each."""
+    done = {trial.user_attrs["plan"] for trial in ended(study)}
+    last = {trial.user_attrs["plan"]: trial for trial in _raised(study)}
+    tried = errors(study)
+    return {n: last[n] for n in sorted(last) if n not in done and tried[n] - before.get(n, 0) >= TRIES}
+
+
+def _raised(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     import optuna
-    import sqlalchemy.exc
 
-    try:
-        yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        raise PipelineError(f"{meeting}: the storage failed: {_line(error, meeting)}") from error
+    failed = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,))
+    return [trial for trial in failed if {"error", "plan"} <= trial.user_attrs.keys()]
 
 
-def _storage(meeting: Meeting) -> optuna.storages.RDBStorage:
-    """The storage, with heartbeats: a trial whose worker has been silent for too long has failed."""
-    import optuna
-    import sqlalchemy.exc
+class Watch:
+    """Notices trials whose worker has died: what was put down with them stays the same for longer than `grace`.
 
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    wait_for_lock = {"connect_args": {"timeout": 60}} if meeting.url.startswith("sqlite") else {}
-    beats = {"heartbeat_interval": max(1, meeting.grace // 6), "grace_period": meeting.grace}
-    for attempt in range(TRIES):
-        try:
-            return optuna.storages.RDBStorage(meeting.url, engine_kwargs=wait_for_lock, **beats)
-        except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-            raced = "already exists" in str(error) or isinstance(error, sqlalchemy.exc.IntegrityError)
-            if raced and attempt + 1 < TRIES:  # two sweeps made one storage's tables at once
-                time.sleep(1)
-                continue
-            line = _line(error, meeting)
-            raise UsageError(f"--storage {meeting}: cannot be used: {line}; expected one as sqlite:///x.db") from error
+    By this process's own clock, from when it first saw that: the machines' clocks and time zones may differ.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._seen: dict[int, tuple[dict[str, Any], float]] = {}
+
+    def silent(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Whether a running trial shows no sign of life."""
+        signs, since = self._seen.get(trial.number, (None, 0.0))
+        if signs != trial.user_attrs:  # its worker counts up a beat in them
+            signs, since = dict(trial.user_attrs), time.monotonic()
+            self._seen[trial.number] = signs, since
+        return time.monotonic() - since > self._grace
 
 
-def _line(error: Exception, meeting: Meeting) -> str:
-    return " ".join(str(error).replace(meeting.url, str(meeting)).split())[:200]
-
-
-def _worker(meeting: Meeting, facts: dict[str, Any], data: Path, parent: int) -> None:
-    """Take trials until all have ended, waiting for those of others, which may yet turn out to be dead."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
-    try:
-        study, trainer = load(meeting, facts), _Trials(facts, data, parent)
-        while len(ended(study)) < facts["trials"] and os.getppid() == parent:
-            if not _queue(study, facts, meeting.grace):
-                time.sleep(1)
-                continue
-            study.optimize(trainer.accuracy, n_trials=1, catch=(_Surplus,))
-    except Exception as error:  # whatever it is, and the trial is queued again
-        console.say(f"worker {os.getpid()}: {_line(error, meeting)}")
-        raise SystemExit(1) from None
-
-
-def _queue(study: optuna.Study, facts: dict[str, Any], grace: int) -> bool:
+def queue(study: optuna.Study, watch: Watch, before: Mapping[int, int]) -> bool:
     """Whether a trial waits to be taken, after those of the plan that nobody is at were queued again."""
     import optuna
 
     state = optuna.trial.TrialState
-    optuna.storages.fail_stale_trials(study)
-    for trial in study.get_trials(deepcopy=False):  # taken by a worker that died before its first heartbeat
-        silent = trial.state == state.RUNNING and "worker" not in trial.user_attrs
-        if silent and (datetime.now() - trial.datetime_start).total_seconds() > grace:
-            study.tell(trial.number, state=state.FAIL)
+    for trial in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
+        if watch.silent(trial):
+            tell(study, trial.number, state=state.FAIL)
     trials = study.get_trials(deepcopy=False)
-    there = {trial.user_attrs.get("plan"): trial for trial in trials if trial.state != state.FAIL}
-    failed = Counter(trial.user_attrs.get("plan") for trial in trials if trial.state == state.FAIL)
+    there = {trial.user_attrs.get("plan") for trial in trials if trial.state != state.FAIL}
+    there |= {None, *given_up(study, before)}
     for trial in trials:
         number = trial.user_attrs.get("plan")
-        if trial.state != state.FAIL or number is None or number in there:
-            continue
-        if failed[number] >= TRIES:
-            raise PipelineError(f"trial {number} of the plan failed {TRIES} times")
-        there[number] = trial
-        study.enqueue_trial(trial.params or trial.system_attrs["fixed_params"], user_attrs={"plan": number})
+        if number not in there:
+            there.add(number)
+            pair = {**trial.system_attrs["fixed_params"], **trial.params}
+            study.enqueue_trial(pair, user_attrs={"plan": number})
     return bool(study.get_trials(deepcopy=False, states=(state.WAITING,)))
 
 
-class _Surplus(Exception):
-    """Another worker took the last trial between this one's looking and asking."""
+def surplus(study: optuna.Study, trial: optuna.Trial) -> bool:
+    """Whether a trial just taken isn't needed: it is none of the plan, made because another worker took the last one,
+    or two workers queued it again at once and the other one is done or is older."""
+    import optuna
+
+    state, number = optuna.trial.TrialState, trial.user_attrs.get("plan")
+    others = [other for other in study.get_trials(deepcopy=False) if other.user_attrs.get("plan") == number]
+    return number is None or any(
+        other.state in (state.COMPLETE, state.PRUNED) or (other.number < trial.number and other.state != state.FAIL)
+        for other in others
+    )
 
 
-class _Trials:
-    """What one process trains: the images are read once."""
+def tell(study: optuna.Study, number: int, **outcome: Any) -> None:
+    """What became of a trial, unless another worker was first to say it."""
+    import optuna
 
-    def __init__(self, facts: dict[str, Any], data: Path, parent: int) -> None:
-        self.model, self.facts, self.parent = models.get(facts["model"]), facts, parent
-        self.images, self.held_out = dataset.split(data, facts["hold_out"], facts["limit"])
-        self.space = {name: (min(facts[name]), max(facts[name])) for name in ("lr", "gamma")}
-
-    def accuracy(self, trial: optuna.Trial) -> float:
-        """Held-out accuracy after the last epoch. Raises TrialPruned for a trial that the pruner gives up."""
-        import optuna
-
-        if "plan" not in trial.user_attrs:
-            raise _Surplus
-        trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
-        numbers = {name: trial.suggest_float(name, *bounds) for name, bounds in self.space.items()}
-        asked = options(self.facts, **numbers)
-        chosen = recipe.numbers(self.facts["model"], "default", asked)
-        trainer = Trainer(self.model, chosen, asked["seed"], asked["device"], asked["precision"], quiet=True)
-        for network, figures, _ in trainer.fit(self.images.images, self.images.labels):
-            _, predictions = measure(self.model, network, self.held_out, asked["device"])
-            accuracy = float((predictions == self.held_out.labels).mean())
-            trial.report(accuracy, int(figures["epoch"]))
-            if os.getppid() != self.parent:
-                raise RuntimeError("the sweep that this worker belonged to is gone")
-            if figures["epoch"] < chosen.epochs and trial.should_prune():
-                raise optuna.TrialPruned
-        return accuracy
+    with suppress(optuna.exceptions.UpdateFinishedTrialError):
+        study.tell(number, skip_if_finished=True, **outcome)

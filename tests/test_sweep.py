@@ -3,16 +3,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
-import optuna
 import pytest
 from conftest import ROOT, command, one_line
 
 from pipeline import artifact, heatmap, trials
-from pipeline.errors import PipelineError, UsageError
+from pipeline.experiments import sweep as sweeps
+from pipeline.meeting import Meeting
 
 PAIRS = [(lr, gamma) for lr in (0.02, 0.04) for gamma in (0.1, 0.5)]
 GRID = ["--lr", "0.02", "--lr", "0.04", "--gamma", "0.1", "--gamma", "0.5", "--epochs", "3", "--limit", "2560"]
@@ -30,8 +32,17 @@ def start(words: list[str], grace: int = 4) -> subprocess.Popen:
 
 
 def ended(out) -> list:
-    meeting = trials.Meeting(f"sqlite:///{out / 'sweep.db'}", "sweep")
-    return trials.ended(trials.load(meeting, {"prune": True}))
+    meeting = Meeting(f"sqlite:///{out / 'sweep.db'}", "sweep")
+    try:
+        return trials.ended(trials.load(meeting, {"prune": False}))
+    except KeyError:  # the storage is there, the sweep in it not yet
+        return []
+
+
+def until(process: subprocess.Popen, there: Callable[[], object]) -> None:
+    while not there():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
 
 
 def pairs(rows) -> list[tuple[float, float]]:
@@ -40,9 +51,7 @@ def pairs(rows) -> list[tuple[float, float]]:
 
 def test_killed_and_restarted_ends_with_every_trial_once(data, tmp_path):
     process = start(line(data, tmp_path, "--workers", "2", "--no-prune"))
-    while not (tmp_path / "sweep.db").exists() or not ended(tmp_path):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.3)
+    until(process, lambda: (tmp_path / "sweep.db").exists() and ended(tmp_path))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {(trial.params["lr"], trial.params["gamma"]) for trial in ended(tmp_path)}
@@ -60,60 +69,57 @@ def test_killed_and_restarted_ends_with_every_trial_once(data, tmp_path):
     assert "was begun with epochs 3" in other
 
 
+def stopped_outside_the_storage(process: subprocess.Popen, path) -> None:
+    """Stop a sweep when it holds no lock, or nobody else could go on."""
+    for _ in range(100):
+        os.killpg(process.pid, signal.SIGSTOP)
+        try:
+            sqlite3.connect(path, timeout=0.5).execute("BEGIN EXCLUSIVE").connection.close()
+            return
+        except sqlite3.OperationalError:
+            os.killpg(process.pid, signal.SIGCONT)
+            time.sleep(0.1)
+    raise AssertionError(f"{path} is always locked")
+
+
 def test_two_sweeps_on_one_storage_share_the_trials(data, tmp_path):
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    words = ["--workers", "1", "--storage", url, "--no-prune"]
-    both = [start(line(data, tmp_path / name, *words), grace=60) for name in ("one", "other")]
-    for process in both:
+    words = ["--workers", "1", "--storage", f"sqlite:///{tmp_path / 'sweep.db'}", "--no-prune"]
+    one = start(line(data, tmp_path / "one", *words), grace=300)
+    until(one, lambda: (tmp_path / "sweep.db").exists() and ended(tmp_path))
+    stopped_outside_the_storage(one, tmp_path / "sweep.db")  # until the other one has done some, too
+    other = start(line(data, tmp_path / "other", *words), grace=300)
+    try:
+        until(other, lambda: len({trial.user_attrs["worker"] for trial in ended(tmp_path)}) == 2)
+    finally:
+        os.killpg(one.pid, signal.SIGCONT)
+    for process in (one, other):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     found = [json.loads((tmp_path / name / "sweep.json").read_text())["rows"] for name in ("one", "other")]
     assert found[0] == found[1] and pairs(found[0]) == PAIRS
-    workers = {row["worker"] for row in found[0]}
-    assert len(workers) == 2, "each did some"
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
-def test_a_trial_whose_worker_failed_is_trained_again_and_given_up_after_three_times(tmp_path):
-    meeting = trials.Meeting(f"sqlite:///{tmp_path / 'x.db'}", "x", grace=1)
-    facts = {"prune": False, "trials": 2}
-    for _ in range(2):  # whoever comes second plans nothing
-        trials.plan(meeting, [{"lr": 0.1, "gamma": 0.5}, {"lr": 0.2, "gamma": 0.5}], facts)
-    study = trials.load(meeting, facts)
-    assert len(study.trials) == 2 and trials._queue(study, facts, 1)
-    numbers = []
-    for attempt in range(5):
-        trial = study.ask()
-        numbers.append((trial.user_attrs["plan"], trial.suggest_float("lr", 0.1, 0.2)))
-        if attempt == 0:
-            trial.report(0.9, 1)
-            study.tell(trial, 0.9)
-        elif attempt == 1:  # died between taking it and its first heartbeat
-            time.sleep(1.1)
-        else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        if attempt < 3:
-            assert trials._queue(study, facts, 1)
-        else:
-            break
-    assert numbers == [(0, 0.1), (1, 0.2), (1, 0.2), (1, 0.2)]
-    with pytest.raises(PipelineError, match="trial 1 of the plan failed 3 times"):
-        trials._queue(study, facts, 1)
-    assert [trial.params["lr"] for trial in trials.ended(study)] == [0.1]
-    stranger = trials.Meeting(meeting.url, "other")
-    optuna.create_study(storage=meeting.url, study_name="other").enqueue_trial({"lr": 0.1})
-    with pytest.raises(UsageError, match="was begun with"):
-        trials.plan(trials.Meeting(stranger.url, "other", grace=1), [], facts)
-
-
-def test_a_drawn_sweep_prunes_and_ends(data, tmp_path):
-    words = ["--sampler", "tpe", "--trials", "7", "--epochs", "4", "--limit", "1280", "--workers", "1", "--json"]
+def test_a_trial_with_a_bad_learning_rate_is_pruned(data, tmp_path):
+    words = ["--epochs", "3", "--limit", "1280", "--workers", "1", "--json", "--lr", "0.04", "--lr", "100"]
+    words += [word for gamma in ("0.1", "0.2", "0.3", "0.4", "0.5") for word in ("--gamma", gamma)]
     result = command("sweep", "--data", data, "--out", tmp_path, *words)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)["facts"]["rows"]
-    assert len(rows) == 7 and len(set(pairs(rows))) == 7
+    assert {row["epochs"] for row in rows if row["lr"] == 0.04} == {3}
+    assert [(row["lr"], row["epochs"]) for row in rows if row["pruned"]] == [(100, 2)] * 5
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_drawn_sweep_ends(data, tmp_path, sampler):
+    words = ["--sampler", sampler, "--trials", "3", "--epochs", "1", "--limit", "1280", "--workers", "1", "--json"]
+    result = command("sweep", "--data", data, "--out", tmp_path, *words, "--seed", "2")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)["facts"]["rows"]
+    assert len(rows) == 3 and len(set(pairs(rows))) == 3
     assert all(0.01 <= row["lr"] <= 0.06 and 0.1 <= row["gamma"] <= 0.9 for row in rows)
-    assert all(row["epochs"] == 4 or row["pruned"] for row in rows)
+    if sampler == "random":
+        plan = sweeps._plan("random", [0.01, 0.06], [0.1, 0.9], 3, seed=2)
+        assert pairs(rows) == pairs(plan) != pairs(sweeps._plan("random", [0.01, 0.06], [0.1, 0.9], 3, seed=3))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +127,7 @@ def test_a_drawn_sweep_prunes_and_ends(data, tmp_path):
     [
         (["--trials", "0", "--sampler", "tpe"], "--trials: expected 1 or more"),
         (["--lr", "-1"], "--lr: expected"),
+        (["--seed", "65536"], "--seed: expected 0 to 65535"),
         (["--gamma", "2"], "--gamma: expected 0 to 1"),
         (["--hold-out", "0"], "--hold-out: expected 1 or more"),
         (["--storage", "nonsense"], "--storage nonsense: cannot be used"),
@@ -135,11 +142,39 @@ def test_wrong_use_is_one_line(data, tmp_path, wrong):
     assert text in error and "secret" not in error
 
 
-def test_the_picture_shows_grids_draws_and_what_was_pruned():
+def picture(monkeypatch, rows, grid: bool):
+    """The axes that were drawn."""
+    from matplotlib import pyplot as plt
+
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    assert heatmap.draw(rows, grid=grid, title="held out").startswith(b"\x89PNG")
+    axes = plt.gcf().axes[0]
+    monkeypatch.undo()
+    plt.close("all")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning rate", "gamma of StepLR")
+    return axes
+
+
+def test_the_picture_shows_grids_draws_and_what_was_pruned(monkeypatch):
     rows = [
         {"lr": lr, "gamma": gamma, "accuracy": 0.98 + lr * gamma, "pruned": gamma > 0.4, "epochs": 3}
         for lr, gamma in PAIRS
     ]
-    for grid in (True, False):
-        assert heatmap.draw(rows, grid=grid, title="x") == heatmap.draw(rows, grid=grid, title="x")
-    assert heatmap.draw(rows[:1], grid=True, title="x").startswith(b"\x89PNG")
+    axes = picture(monkeypatch, rows, grid=True)
+    texts = {text.get_position(): (text.get_text(), text.get_style()) for text in axes.texts}
+    assert texts == {
+        (0, 0): ("98.20", "normal"),
+        (1, 0): ("98.40", "normal"),
+        (0, 1): ("99.00", "italic"),
+        (1, 1): ("100.00", "italic"),
+    }
+    assert [[label.get_text() for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis)] == [
+        ["0.02", "0.04"],
+        ["0.1", "0.5"],
+    ]
+    assert axes.images[0].get_array().mask.tolist() == [[False, False], [True, True]]
+    assert axes.get_title() == "held out; best 98.40% at lr 0.04, gamma 0.1"
+    pruned, whole = picture(monkeypatch, rows, grid=False).collections
+    assert pruned.get_offsets().tolist() == [[0.02, 0.5], [0.04, 0.5]]
+    assert whole.get_offsets().tolist() == [[0.02, 0.1], [0.04, 0.1]]
+    assert picture(monkeypatch, rows[:1], grid=True).texts[0].get_text() == "98.20"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from pipeline import artifact, console, dataset, heatmap, machine
+from pipeline import artifact, console, dataset, heatmap, machine, meeting
 from pipeline import trials as queue
+from pipeline import workers as crew
 from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
 from pipeline.stages import Data, Out
@@ -33,7 +34,9 @@ def run(
     lr: Annotated[tuple[float, ...], "A learning rate of the grid; random and tpe draw from least to most."] = LRS,
     gamma: Annotated[tuple[float, ...], "A gamma of the grid; random and tpe draw from least to most."] = GAMMAS,
     trials: Annotated[int, "How many random or tpe draws in all; a grid has as many as it has pairs."] = 54,
-    prune: Annotated[bool | None, "Stop a trial that is under the median of the others after the same epoch."] = True,
+    prune: Annotated[
+        bool | None, "Stop a trial under the median of the others after the same epoch, once gamma acted."
+    ] = True,
     workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
     storage: Annotated[str | None, "Optuna storage URL, for many machines; by default a file in the folder."] = None,
     name: Annotated[str, "Name of the sweep in the storage: workers with the same one share its trials."] = "sweep",
@@ -58,11 +61,11 @@ def run(
         console.say(f"gamma has no effect: the learning rate steps after {shared['step_size']} epochs, not before")
     dataset.train(data)
     out.mkdir(parents=True, exist_ok=True)
-    meeting = queue.Meeting(storage or f"sqlite:///{out / STORAGE}", name, grace)
-    with queue.reported(meeting):
-        queue.plan(meeting, plan, facts)
-        queue.work(meeting, facts, data, workers)
-        ended = queue.ended(queue.load(meeting, facts))
+    place = meeting.Meeting(storage or f"sqlite:///{out / STORAGE}", name, grace)
+    with meeting.reported(place):
+        queue.plan(place, plan, facts)
+        crew.work(place, facts, data, workers)
+        ended = queue.ended(queue.load(place, facts))
     return _write(out, ended, data, facts)
 
 
