@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 import models
-from pipeline import __version__, artifact, chain, command, console, experiments, stages
+from pipeline import __version__, artifact, chain, command, console, experiments, lookup, stages
 from pipeline.artifact import Artifact
 from pipeline.errors import PipelineError
 
@@ -55,7 +55,7 @@ def module_command(name: str, stage: ModuleType) -> click.Command:
     """The command of a stage or an experiment, made from the signature of its `run`."""
 
     def callback(as_json: bool, **given: Any) -> None:
-        inputs, options = chain.gather(stage, given)
+        inputs, options = lookup.gather(stage, given)
         made, failure = _outcome(lambda: stage.run(*inputs, **options))
         if made and as_json:
             console.result(json.dumps({"path": str(made.path) if made.path else None, **made.record()}, indent=1))

@@ -10,11 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import mnist
+from pipeline import cuda, mnist
+from pipeline.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
 SMALL = ["--epochs", "1", "--batch-size", "128", "--gate", "0.9", "--quick", "--batch", "1", "--batch", "8"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` are skipped where there is none, with CUDA's reason."""
+    if item.get_closest_marker("gpu"):
+        try:
+            cuda.gpu()
+        except UsageError as error:
+            pytest.skip(str(error))
 
 
 def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import command, one_line
 
-from pipeline import artifact
+from pipeline import artifact, timing
 from pipeline.stages import bench
 
 
@@ -26,8 +26,8 @@ def test_percentiles_are_in_order_and_throughput_fits_them(latency):
     for row in latency["rows"]:
         times = list(row["microseconds"].values())
         assert times[0] > 0 and times == sorted(times)
-        assert row["requests"] == bench.ROUNDS * max(8, bench.ENOUGH // 12 // bench.ROUNDS // row["batch"])
-        assert row["images_per_second"] > 0 and len(row["round_medians"]) == bench.ROUNDS
+        assert row["requests"] == timing.ROUNDS * max(8, timing.ENOUGH // 12 // timing.ROUNDS // row["batch"])
+        assert row["images_per_second"] > 0 and len(row["round_medians"]) == timing.ROUNDS
 
 
 def test_the_environment_is_on_record(latency, chain):
@@ -40,12 +40,12 @@ def test_figures_are_those_of_the_times():
     """Nothing is clipped: one slow request is the p99.9 and counts in the throughput."""
     times = np.full(5000, 1e-3)
     times[:6] = 1.0
-    found = bench._figures(bench._Subject({"batch": 4}, lambda: None, [times, times.copy()]))
+    found = timing.figures(timing.Subject({"batch": 4}, lambda: None, rounds=[times, times.copy()]))
     assert found["microseconds"]["p50"] == pytest.approx(1000) and found["microseconds"]["p99.9"] == pytest.approx(1e6)
     assert found["images_per_second"] == pytest.approx(4 * 10_000 / (2 * (6 + 4.994)))
     assert found["variation"] == 0
-    wobbly = bench._figures(bench._Subject({"batch": 1}, lambda: None, [times, times * 1.2]))
-    assert wobbly["variation"] == pytest.approx(0.1 / 1.1) and wobbly["variation"] > bench.UNSTABLE
+    wobbly = timing.figures(timing.Subject({"batch": 1}, lambda: None, rounds=[times, times * 1.2]))
+    assert wobbly["variation"] == pytest.approx(0.1 / 1.1) and wobbly["variation"] > timing.UNSTABLE
 
 
 def test_a_speedup_compares_the_same_rounds():

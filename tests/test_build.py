@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import shutil
@@ -10,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT, command, flip, one_line
+from conftest import command, flip, one_line
 
 from pipeline import artifact, stages
 from pipeline import chain as chains
+from pipeline import tensorrt_builder as builder
+from pipeline import tensorrt_library as library
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.runtimes import tensorrt
 from pipeline.stages import build
 
 MISSING = importlib.util.find_spec("tensorrt_rtx") is None
@@ -24,9 +24,9 @@ pytestmark = needs_rtx
 
 
 def rtx(content: bytes, element: str = "HALF", **plan) -> tuple[bytes, list[dict]]:
-    bindings = tensorrt.library("tensorrt-rtx")
-    plan = tensorrt.Plan(**{"targets": ("sm86",), **plan})
-    return tensorrt.build(content, source="try.onnx", element=element, bindings=bindings, plan=plan)
+    plan = builder.Plan(**{"targets": ("sm86",), **plan})
+    made = builder.build(content, source="try.onnx", element=element, bindings=library.load("tensorrt-rtx"), plan=plan)
+    return made.engine, made.layers
 
 
 @pytest.fixture(scope="module")
@@ -141,13 +141,13 @@ def test_an_old_tensorrt_is_refused(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "tensorrt", Old)
     with pytest.raises(UsageError, match=r"TensorRT 8.6.2 has no strongly typed networks: expected 10.0 or later"):
-        tensorrt.library("tensorrt")
+        library.load("tensorrt")
 
 
 def test_the_chain_ends_with_an_engine_and_does_without_where_there_is_no_tensorrt(chain, monkeypatch):
     assert artifact.read(chain / "mnist_cnn.engine").options["runtime"] == "tensorrt-rtx"
     assert build.absent(runtime="auto") is None
-    monkeypatch.setattr(tensorrt, "installed", list)
+    monkeypatch.setattr(library, "installed", list)
     assert "neither tensorrt nor tensorrt-rtx is installed" in build.absent(runtime="auto")
     assert build.absent(runtime="tensorrt") is None
     left = [name for name in stages.names() if name != "build"]
@@ -158,30 +158,3 @@ def test_the_chain_ends_with_an_engine_and_does_without_where_there_is_no_tensor
 def test_the_same_file_gives_the_same_engine(built, chain, tmp_path):
     again = command("build", chain / "mnist_cnn.fp16.onnx", "--runtime", "tensorrt-rtx", "--out", tmp_path, "--json")
     assert json.loads(again.stdout)["sha256"] == artifact.read(built).sha256
-
-
-def test_the_bindings_have_every_name_that_is_used():
-    """Of the module itself, and of its objects by the names they have in the runtime's code."""
-    bindings = tensorrt.library("tensorrt-rtx")
-    objects = {
-        "builder": bindings.Builder,
-        "network": bindings.INetworkDefinition,
-        "parser": bindings.OnnxParser,
-        "config": bindings.IBuilderConfig,
-        "profile": bindings.IOptimizationProfile,
-        "layer": bindings.ILayer,
-        "tensor": bindings.ITensor,
-        "images": bindings.ITensor,
-        "error": bindings.ParserError,
-    }
-    used = set()
-    for node in ast.walk(ast.parse((ROOT / "pipeline/runtimes/tensorrt.py").read_text())):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in objects:
-            assert hasattr(objects[node.value.id], node.attr), f"{node.value.id}.{node.attr}"
-            used.add(f"{node.value.id}.{node.attr}")
-        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("bindings."):
-            found = bindings
-            for name in ast.unparse(node).split(".")[1:]:
-                found = getattr(found, name)
-            used.add(ast.unparse(node))
-    assert {"config.set_memory_pool_limit", "bindings.OnnxParser", "network.get_layer"} <= used and len(used) > 25

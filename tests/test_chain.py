@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, command, flip, one_line
 
-from pipeline import artifact, dataset, runtimes, stages
+from pipeline import artifact, dataset, lookup, runtimes, stages
 from pipeline import chain as chains
 
 
@@ -50,7 +50,7 @@ def test_only_what_an_option_touches_is_done_again_and_what_failed_is_not_skippe
     assert set(states(folder).values()) == {"fresh"}
     for name, asked in (("verify", {"data": data, "gate": 0.9999}), ("export", {"opset": 20})):
         stage = stages.get(name)
-        given = chains.forms(folder) if name == "verify" else chains.forms(folder)[1:2]
+        given = lookup.forms(folder) if name == "verify" else lookup.forms(folder)[1:2]
         path = folder / stage.FILE.format(model="mnist_cnn")
         assert chains._on_record(stage, path, given, asked) is None
     assert chains._on_record(stage, path, given, {"opset": 18}) is not None

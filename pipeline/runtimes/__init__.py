@@ -8,6 +8,8 @@ A runtime file offers the same verbs as the others:
     Session.step(batch) -> a function of no arguments that runs one prepared request; without it, bench leaves it out
     Session.arithmetic: str               what it really computes in, for a person
     PACKAGES: tuple[str, ...]             distributions whose versions go on record
+    PROVIDERS                             modes that are asked for by `--provider`, where it has such
+    unable(artifact) -> str | None        why this machine can't run it, where that depends on the machine
 
 Nothing heavy is imported before `load`.
 """
@@ -19,6 +21,7 @@ import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
+from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
 
 
@@ -32,12 +35,26 @@ def get(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def readers(kind: str) -> list[tuple[ModuleType, str]]:
-    """Every (runtime, mode) that runs artifacts of this kind. UsageError if none does."""
-    found = [(runtime, mode) for runtime in map(get, names()) for mode in runtime.READS.get(kind, ())]
+def readers(kind: str, provider: str | None = None) -> list[tuple[ModuleType, str]]:
+    """Every (runtime, mode) that runs artifacts of this kind; `provider` in place of the modes of a runtime that has
+    providers. UsageError if none does.
+    """
+    found = []
+    for runtime in map(get, names()):
+        modes = runtime.READS.get(kind, ())
+        if modes and provider in getattr(runtime, "PROVIDERS", ()):
+            modes = (provider,)
+        found += [(runtime, mode) for mode in modes]
     if not found:
         raise UsageError(f"no runtime runs artifacts of kind {kind!r}: expected one of {', '.join(sorted(kinds()))}")
     return found
+
+
+def unable(artifact: Artifact) -> str | None:
+    """Why no runtime on this machine can run a form, if none can."""
+    checks = [getattr(runtime, "unable", None) for runtime, _ in readers(artifact.kind)]
+    reasons = [check(artifact) if check else None for check in checks]
+    return reasons[0] if all(reasons) else None
 
 
 def kinds() -> set[str]:

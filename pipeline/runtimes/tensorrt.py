@@ -1,202 +1,165 @@
-"""TensorRT: compiles an ONNX file to an engine, strongly typed, so that it computes as the file says or not at all.
+"""TensorRT: runs an engine on the GPU that it was built for, without torch, as a CUDA graph or enqueued anew.
 
-One code for `tensorrt` (10.0 and later, on a Jetson or a PC with an NVIDIA GPU) and `tensorrt_rtx`, which has the same
-API and builds for GPUs that aren't there. Engines can't be run from here yet, so no form is read by this runtime.
+An engine is executable code: only one that `pipeline build` made on this GPU with this version, unaltered, is
+ever deserialised.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from pipeline import console
+from pipeline import artifact as artifacts
+from pipeline import cuda
+from pipeline import tensorrt_library as library
+from pipeline.artifact import Artifact
+from pipeline.engine_fit import refuse, unable
 from pipeline.errors import CheckFailed, UsageError
 
-READS: dict[str, tuple[str, ...]] = {}
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-PACKAGES = tuple(MODULES)
-OLDEST = 10  # the first TensorRT with strongly typed networks
-INSTALL = {
-    "tensorrt": "on a Jetson it comes with JetPack: 6.1 or 6.2 (TensorRT 10.3, Python 3.10), 7.1 (10.13, Python 3.12) "
-    "or 7.2 (10.16), `sudo apt install nvidia-jetpack`, then a venv made with --system-site-packages; on a PC with an "
-    "NVIDIA GPU: pip install tensorrt; without a GPU: pip install tensorrt-rtx, and --runtime tensorrt-rtx",
-    "tensorrt-rtx": "pip install tensorrt-rtx (x86-64)",
-}
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorrt as trt
+
+GRAPH, STREAM = "CUDA graph", "no CUDA graph"
+READS = {"engine": (GRAPH, STREAM)}
+PACKAGES = (*library.MODULES, *cuda.PACKAGES)
+__all__ = ["PACKAGES", "READS", "Session", "load", "unable"]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How an engine is to be built. Batch sizes in images, the workspace in MiB."""
+class Session:
+    """An engine on the GPU. Each batch size gets buffers and an execution context of its own, kept for the next time.
 
-    opt_batch: int = 1
-    max_batch: int = 64
-    workspace: int | None = None
-    targets: Sequence[str] = ()  # compute capabilities such as "sm86"; none: the GPU that is there
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    dla: int | None = None  # which of the deep-learning accelerators, if one
-
-
-def installed() -> list[str]:
-    """The distributions among `tensorrt` and `tensorrt-rtx` that are there, in this order; neither is imported."""
-    return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
-
-
-def library(name: str) -> ModuleType:
-    """The bindings of a distribution, imported. UsageError if they are missing, or too old to keep a precision."""
-    try:
-        bindings = importlib.import_module(MODULES[name])
-    except (ImportError, OSError) as error:  # the latter where a library of CUDA isn't found
-        raise UsageError(f"--runtime {name}: {name} isn't installed ({error}): {INSTALL[name]}") from error
-    if name == "tensorrt" and int(bindings.__version__.partition(".")[0]) < OLDEST:
-        raise UsageError(
-            f"TensorRT {bindings.__version__} has no strongly typed networks: expected {OLDEST}.0 or later, as "
-            "in JetPack 6.1 and later"
-        )
-    return bindings
-
-
-def build(content: bytes, *, source: str, element: str, bindings: ModuleType, plan: Plan) -> tuple[bytes, list[dict]]:
-    """Compile a serialised ONNX model; gives the serialised engine and its parsed layers, each with name and types.
-
-    `element` is what all its arithmetic must be in, "HALF" or "FLOAT"; `source` is the file's name in errors. Raises
-    CheckFailed if TensorRT doesn't take the graph or a layer computes in another type, UsageError if this version
-    can't do what the plan wants.
+    `arithmetic` is what the layers were asserted to compute in before the build; `threads` has no meaning here.
     """
-    log = _log(bindings)
-    builder = bindings.Builder(log)
-    typed = 1 << int(bindings.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(typed)
-    parser = bindings.OnnxParser(network, log)
-    if not parser.parse(content):
-        raise CheckFailed(f"{source}: TensorRT can't take it: {'; '.join(_errors(parser))}")
-    layers = [_layer(network.get_layer(index), bindings) for index in range(network.num_layers)]
-    _assert_element(source, layers, element)
-    config = _config(builder, network, bindings, plan)
-    with console.progress(None, "step", "engine") as bar:
-        monitor = _monitor(bindings, bar)  # must outlive the build
-        config.progress_monitor = monitor
-        engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise CheckFailed(f"{source}: TensorRT built no engine: {'; '.join(log.lines) or 'it gave no reason'}")
-    return bytes(engine), layers
+
+    def __init__(self, artifact: Artifact, mode: str) -> None:
+        refuse(artifact)
+        content = artifacts.content(artifact)
+        bindings = library.load(artifact.options["runtime"])
+        self._log, self._graph, self._path = library.logger(bindings), mode == GRAPH, artifact.path
+        runtime = self._runtime = bindings.Runtime(self._log)
+        runtime.engine_host_code_allowed = artifact.options["version_compatible"]  # such an engine brings its runtime
+        self._engine = runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise self._failed("can't be loaded")
+        self._largest = artifact.options["max_batch"]
+        self._input, self._output = _ends(self._engine, bindings, artifact)
+        self.arithmetic = f"{artifact.facts['element']}, {mode}"
+        self._stream = cuda.Stream()
+        self._requests: dict[tuple[int, bool], _Request] = {}
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._requests.clear()
+        self._stream.close()
+        self._engine = self._runtime = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, at most the largest batch at a time."""
+        import numpy as np
+
+        logits = []
+        for start in range(0, len(images), self._largest):
+            part = images[start : start + self._largest]
+            request = self._request(len(part))
+            request.images[...] = part
+            request.run()
+            logits.append(request.logits.copy())
+        return np.concatenate(logits)
+
+    def step(self, batch: int) -> Callable[[], None]:
+        """A function that runs one request of `batch` images: copy in, compute, copy out, wait."""
+        if batch > self._largest:
+            raise UsageError(
+                f"{self._path}: takes batches of at most {self._largest}, received {batch}; build it with --max-batch"
+            )
+        return self._request(batch).run
+
+    def gpu_step(self, batch: int) -> Callable[[], float]:
+        """A function that computes once on what is on the GPU and gives the seconds that took there, by events."""
+        request = self._request(batch, copies=False)
+        return lambda: self._stream.seconds(request.enqueue)
+
+    def _request(self, batch: int, copies: bool = True) -> _Request:
+        if (batch, copies) not in self._requests:
+            context = self._engine.create_execution_context()
+            if context is None:
+                raise self._failed("got no execution context")
+            made = _Request(self._stream, context, self._input, self._output, batch, copies)
+            if not made.works():
+                raise self._failed(f"failed on a batch of {batch}")
+            if self._graph:
+                made.enqueue = self._stream.captured(made.enqueue)
+            self._requests[batch, copies] = made
+        return self._requests[batch, copies]
+
+    def _failed(self, what: str) -> CheckFailed:
+        return CheckFailed(f"{self._path}: {what}: {'; '.join(self._log.lines) or 'TensorRT gave no reason'}")
 
 
-def _errors(parser: Any) -> list[str]:
-    """One line a problem, with the node and operator it is about where the version tells."""
-    found = []
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        where = [getattr(error, name)() for name in ("node_name", "node_operator") if hasattr(error, name)]
-        found.append(f"node {error.node()} ({' '.join(filter(None, where))}): {' '.join(error.desc().split())}")
-    return found
+class _Request:
+    """One batch size's pinned arrays, device memory and context; `enqueue` puts it on the stream, `run` also waits."""
+
+    def __init__(
+        self,
+        stream: cuda.Stream,
+        context: trt.IExecutionContext,
+        image: tuple[str, tuple[int, ...]],
+        logits: tuple[str, tuple[int, ...]],
+        batch: int,
+        copies: bool,
+    ) -> None:
+        import numpy as np
+
+        self._stream, self._context = stream, context
+        self.images = stream.pinned((batch, *image[1]), np.uint8)
+        self.logits = stream.pinned((batch, *logits[1]), np.float32)
+        self._from, self._to = stream.device(self.images.nbytes), stream.device(self.logits.nbytes)
+        self._ready = context.set_input_shape(image[0], self.images.shape)
+        self._ready &= context.set_tensor_address(image[0], self._from)
+        self._ready &= context.set_tensor_address(logits[0], self._to)
+        self.enqueue: Callable[[], None] = self._whole if copies else self._compute
+
+    def works(self) -> bool:
+        """Whether TensorRT takes shapes, addresses and a first request, which also does what can't be in a graph."""
+        self._stream.upload(self._from, self.images)
+        done = self._ready and self._context.execute_async_v3(self._stream.handle)
+        self._stream.synchronize()
+        return done
+
+    def run(self) -> None:
+        self.enqueue()
+        self._stream.synchronize()
+
+    def _whole(self) -> None:
+        self._stream.upload(self._from, self.images)
+        self._compute()
+        self._stream.download(self.logits, self._to)
+
+    def _compute(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise CheckFailed("TensorRT refused a request that it had taken before")
 
 
-def _layer(layer: Any, bindings: ModuleType) -> dict[str, Any]:
-    def types(get: Any, count: int) -> list[str]:
-        tensors = [get(index) for index in range(count)]
-        return [tensor.dtype.name for tensor in tensors if tensor is not None]
-
-    return {
-        "name": layer.name,
-        "type": layer.type.name,
-        "inputs": types(layer.get_input, layer.num_inputs),
-        "outputs": types(layer.get_output, layer.num_outputs),
-    }
-
-
-def _assert_element(source: str, layers: list[dict[str, Any]], element: str) -> None:
-    """CheckFailed unless every layer but the casts has `element` for all its floats, and one at least multiplies."""
-    floating = {"FLOAT", "HALF", "BF16", "FP8", "FP4"}
-    wrong = []
-    for layer in layers:
-        others = floating & {*layer["inputs"], *layer["outputs"]} - {element}
-        if layer["type"] != "CAST" and others:
-            wrong.append(f"{layer['type']} {layer['name']} is in {'/'.join(sorted(others))}")
-    if wrong:
-        raise CheckFailed(f"{source}: expected every layer to compute in {element}, received {'; '.join(wrong)}")
-    if not any(layer["type"] in ("CONVOLUTION", "MATRIX_MULTIPLY") for layer in layers):
-        raise CheckFailed(
-            f"{source}: expected a network with convolutions, TensorRT parsed {len(layers)} layers and none"
-        )
+def _ends(engine: trt.ICudaEngine, bindings: Any, artifact: Artifact) -> tuple[tuple, tuple]:
+    """Name and shape without the batch of the one input and the one output. CheckFailed if it has others."""
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for mode, dtype in ((bindings.TensorIOMode.INPUT, "UINT8"), (bindings.TensorIOMode.OUTPUT, "FLOAT")):
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        names = [name for name in names if engine.get_tensor_mode(name) == mode]
+        types = [engine.get_tensor_dtype(name).name for name in names]
+        if types != [dtype]:
+            raise CheckFailed(f"{artifact.path}: expected one {mode.name.lower()} of type {dtype}, received {types}")
+        found.append((names[0], tuple(engine.get_tensor_shape(names[0]))[1:]))
+    return found[0], found[1]
 
 
-def _config(builder: Any, network: Any, bindings: ModuleType, plan: Plan) -> Any:
-    config = builder.create_builder_config()
-    config.profiling_verbosity = bindings.ProfilingVerbosity.DETAILED  # so that the engine can tell its layers' types
-    if plan.workspace is not None:
-        config.set_memory_pool_limit(bindings.MemoryPoolType.WORKSPACE, plan.workspace << 20)
-    profile, images = builder.create_optimization_profile(), network.get_input(0)
-    shapes = [(batch, *images.shape[1:]) for batch in (1, plan.opt_batch, plan.max_batch)]
-    profile.set_shape(images.name, *shapes)
-    config.add_optimization_profile(profile)
-    if plan.targets:
-        _target(config, bindings, plan.targets)
-    if plan.version_compatible:
-        config.set_flag(bindings.BuilderFlag.VERSION_COMPATIBLE)
-    if plan.hardware_compatible:
-        level = _since(bindings, "HardwareCompatibilityLevel", "--hardware-compatible", "TensorRT 8.6")
-        config.hardware_compatibility_level = level.AMPERE_PLUS
-    if plan.dla is not None:
-        if plan.dla >= builder.num_DLA_cores:
-            raise UsageError(f"--dla {plan.dla}: expected one of this device's {builder.num_DLA_cores} DLA cores")
-        config.default_device_type, config.DLA_core = bindings.DeviceType.DLA, plan.dla
-        config.set_flag(bindings.BuilderFlag.GPU_FALLBACK)
-    return config
+def load(artifact: Artifact, *, mode: str = GRAPH, threads: int | None = None) -> Session:
+    """A session of an engine on the GPU; `mode` is GRAPH or STREAM. Threads mean nothing to it.
 
-
-def _target(config: Any, bindings: ModuleType, targets: Sequence[str]) -> None:
-    known = _since(
-        bindings, "ComputeCapability", "--target", "TensorRT for RTX 1.0; `tensorrt` builds for the GPU it is on"
-    )
-    there = {name.lower() for name in dir(known) if name.startswith("SM")}
-    if unknown := [name for name in targets if name not in there]:
-        raise UsageError(f"--target {','.join(unknown)}: expected some of {', '.join(sorted(there))}")
-    config.num_compute_capabilities = len(targets)
-    for index, name in enumerate(targets):
-        config.set_compute_capability(getattr(known, name.upper()), index)
-
-
-def _since(bindings: ModuleType, name: str, option: str, version: str) -> Any:
-    if not hasattr(bindings, name):
-        raise UsageError(f"{option}: {bindings.__name__} {bindings.__version__} doesn't have it: expected {version}")
-    return getattr(bindings, name)
-
-
-def _log(bindings: ModuleType) -> Any:
-    class Log(bindings.ILogger):
-        """Keeps errors, for the one line that a person gets."""
-
-        def __init__(self) -> None:
-            bindings.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (bindings.ILogger.Severity.ERROR, bindings.ILogger.Severity.INTERNAL_ERROR):
-                self.lines.append(" ".join(message.split()))
-
-    return Log()
-
-
-def _monitor(bindings: ModuleType, bar: Any) -> Any:
-    class Monitor(bindings.IProgressMonitor):
-        """TensorRT's steps on a progress bar."""
-
-        def __init__(self) -> None:
-            bindings.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            bar.set_description(f"engine: {phase}", refresh=False)
-
-        def phase_finish(self, phase: str) -> None:
-            return None
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            bar.update()
-            return True
-
-    return Monitor()
+    Raises, before the engine is deserialised, CheckFailed if it was altered or is for another GPU or version, and
+    UsageError if TensorRT, cuda.bindings or a GPU is missing.
+    """
+    return Session(artifact, mode)

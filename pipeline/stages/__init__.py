@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pipeline.artifact import Artifact
 
@@ -23,6 +23,10 @@ Out = Annotated[Path, "Folder that artifacts are written to."]
 OptionalOut = Annotated[Path | None, "Folder that the result is written to; by default the one that was looked at."]
 Data = Annotated[Path, "Folder with MNIST in it, or to fetch it into."]
 TestData = Annotated[Path, "Folder with MNIST, or a labelled set: an .npz, or an IDX image file beside its labels."]
+
+Provider = Annotated[
+    Literal["cpu", "cuda", "tensorrt"], "ONNX Runtime's execution provider; one that doesn't load is an error."
+]
 
 DEFAULTS = {"out": Path("artifacts"), "data": Path("data")}  # for the command line; Python callers give them
 

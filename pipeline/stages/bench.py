@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
 
-from pipeline import artifact, console, machine, runtimes, statistics
+from pipeline import artifact, console, jetson, machine, runtimes, timing
 from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
-from pipeline.stages import OptionalOut
+from pipeline.runtimes import tensorrt
+from pipeline.stages import OptionalOut, Provider
 
 ORDER = 70
 KIND, FILE = "latency", "latency.json"
-ROUNDS = 16  # turns that every subject gets, so that all meet the same noise
-WARM_UP = 0.5  # seconds a subject
-ENOUGH = 24_576  # requests for a p90; MLPerf Inference rules, SingleStream
-UNSTABLE = 0.025  # coefficient of variation of the rounds' medians over which a run is called unstable
-
-
-@dataclass
-class _Subject:
-    """One form in one runtime at one batch size, ready to be asked."""
-
-    row: dict[str, Any]
-    step: Callable[[], None]
-    rounds: list[np.ndarray] = field(default_factory=list)  # seconds a request
 
 
 def run(
@@ -41,11 +25,14 @@ def run(
     threads: Annotated[int, "Threads a request may use."] = 1,
     quick: Annotated[bool, "A twelfth of the requests: for a look, not for a claim."] = False,
     compare: Annotated[bool, "Also how many times faster than the checkpoint in plain PyTorch."] = False,
+    provider: Provider = "cpu",
+    no_cuda_graph: Annotated[bool, "Engines only without a CUDA graph; otherwise with and without."] = False,
 ) -> Artifact:
     """Measure latency (p50 to p99.9, nothing clipped) and throughput of every form in every runtime.
 
-    MLPerf-style single stream: the next request is made when the last has completed. Subjects take turns in short
-    rounds, so their ratios hold on a busy machine. Warns when the rounds' medians vary by more than 2.5 %.
+    MLPerf-style single stream: the next request is made when the last has completed, with the copies to and from a GPU;
+    what the GPU computes is timed beside it. Subjects take turns in short rounds, so their ratios hold on a busy
+    machine. Warns when the rounds' medians vary by more than 2.5 %, and when a Jetson is in no state to be measured.
     """
     if not forms:
         raise UsageError(
@@ -55,16 +42,20 @@ def run(
         raise UsageError("--compare needs the checkpoint among the forms: name it, or a folder with it")
     if min((*batch, threads)) < 1:
         raise UsageError(f"expected batch sizes and threads of at least 1, received {[*batch]} and {threads}")
-    before = machine.describe()
+    before, board = machine.describe(), [jetson.state()]
+    readers = {form.name: _timed(form, provider, no_cuda_graph) for form in forms}
     with contextlib.ExitStack() as sessions:
-        subjects = _subjects(forms, batch, threads, sessions)
-        _measure(subjects, ENOUGH // 12 if quick else ENOUGH)
-    rows = [subject.row | _figures(subject) for subject in subjects]
+        subjects = _subjects(forms, readers, batch, threads, sessions)
+        timing.measure(subjects, timing.ENOUGH // 12 if quick else timing.ENOUGH, board)
+    board = [state for state in (*board, jetson.state()) if state]
+    rows = [subject.row | timing.figures(subject) for subject in subjects]
     found = {
         "machine": before | {"load_after": machine.describe()["load"]},
+        "board": board,
+        "warnings": jetson.warnings(board) if board else [],
         "threads": threads,
         "quick": quick,
-        "unstable": [f"{row['form']} at batch {row['batch']}" for row in rows if row["variation"] > UNSTABLE],
+        "unstable": [f"{row['form']} at batch {row['batch']}" for row in rows if row["variation"] > timing.UNSTABLE],
         "rows": rows,
         "speedup": _speedup(rows) if compare else None,
     }
@@ -73,66 +64,38 @@ def run(
         (json.dumps(found, indent=1) + "\n").encode(),
         kind=KIND,
         parents=forms,
-        options={"batch": batch, "threads": threads, "quick": quick, "compare": compare},
-        versions=artifact.versions(*runtimes.packages(reader for form in forms for reader in _timed(form))),
+        options=options(
+            batch=batch, threads=threads, quick=quick, compare=compare, provider=provider, no_cuda_graph=no_cuda_graph
+        ),
+        versions=artifact.versions(*runtimes.packages(reader for form in forms for reader in readers[form.name])),
         facts=found,
     )
 
 
-def _timed(form: Artifact) -> list[tuple]:
+def options(*_: Artifact, provider: str, no_cuda_graph: bool, **given: Any) -> dict[str, Any]:
+    """What a measurement depends on besides the forms; what isn't the default alone, of what came later."""
+    asked = {name: given[name] for name in ("batch", "threads", "quick", "compare")}
+    asked |= {"provider": provider} if provider != "cpu" else {}
+    return asked | ({"no_cuda_graph": True} if no_cuda_graph else {})
+
+
+def _timed(form: Artifact, provider: str, no_cuda_graph: bool) -> list[tuple]:
     """The runtimes worth timing: those whose sessions offer a prepared request."""
-    return [(runtime, mode) for runtime, mode in runtimes.readers(form.kind) if hasattr(runtime.Session, "step")]
+    found = [each for each in runtimes.readers(form.kind, provider) if hasattr(each[0].Session, "step")]
+    return [(runtime, mode) for runtime, mode in found if not (no_cuda_graph and mode == tensorrt.GRAPH)]
 
 
-def _subjects(forms, batches, threads: int, sessions: contextlib.ExitStack) -> list[_Subject]:
+def _subjects(forms, readers, batches, threads: int, sessions: contextlib.ExitStack) -> list[timing.Subject]:
     found = []
     for form in forms:
-        for runtime, mode in _timed(form):
+        for runtime, mode in readers[form.name]:
             session = sessions.enter_context(runtime.load(form, mode=mode, threads=threads))
             row = {"form": form.name, "kind": form.kind, "sha256": form.sha256, "runtime": runtimes.title(runtime)}
-            row["arithmetic"] = session.arithmetic
-            found += [_Subject(row | {"batch": batch}, session.step(batch)) for batch in batches]
+            row |= {"mode": mode, "arithmetic": session.arithmetic}
+            for batch in batches:
+                gpu_step = session.gpu_step(batch) if hasattr(session, "gpu_step") else None
+                found.append(timing.Subject(row | {"batch": batch}, session.step(batch), gpu_step))
     return found
-
-
-def _measure(subjects: list[_Subject], requests: int) -> None:
-    """Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 8 a round."""
-    for subject in subjects:
-        until = time.perf_counter() + WARM_UP
-        while time.perf_counter() < until:
-            subject.step()
-    gc.collect()
-    gc.disable()
-    try:
-        with console.progress(ROUNDS * len(subjects), "turn", "latency") as bar:
-            for _ in range(ROUNDS):
-                for subject in subjects:
-                    subject.rounds.append(_turn(subject.step, max(8, requests // ROUNDS // subject.row["batch"])))
-                    bar.update()
-    finally:
-        gc.enable()
-
-
-def _turn(step: Callable[[], None], requests: int) -> np.ndarray:
-    step()  # the turn of another subject has left the caches to it
-    clock, times = time.perf_counter, np.empty(requests)
-    for index in range(requests):
-        start = clock()
-        step()
-        times[index] = clock() - start
-    return times
-
-
-def _figures(subject: _Subject) -> dict[str, Any]:
-    seconds = np.concatenate(subject.rounds)
-    medians = np.array([np.median(times) for times in subject.rounds])
-    return {
-        "requests": len(seconds),
-        "microseconds": {name: value * 1e6 for name, value in statistics.percentiles(seconds).items()},
-        "images_per_second": subject.row["batch"] * len(seconds) / float(seconds.sum()),
-        "round_medians": [float(median * 1e6) for median in medians],
-        "variation": float(medians.std() / medians.mean()),
-    }
 
 
 def _speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -159,24 +122,49 @@ def show(latency: Artifact) -> None:
     found = latency.facts
     about = found["machine"]
     title = f"{about['processor']}, {about['cores']} cores; {found['threads']} thread(s) a request; microseconds"
-    headers = ["form", "runtime", "batch", "p50", "p90", "p99", "p99.9", "images/s", "requests"]
+    percentiles = ["p50", "p90", "p99", "p99.9"]
+    headers = ["form", "runtime", "batch", *percentiles, "images/s", "requests", "GPU p50", "mJ/image"]
     rows = []
     for row in found["rows"]:
-        times = [f"{row['microseconds'][name]:.1f}" if name in row["microseconds"] else "–" for name in headers[3:7]]
-        rows.append([row["form"], row["runtime"], str(row["batch"]), *times, f"{row['images_per_second']:,.0f}"])
-        rows[-1].append(f"{row['requests']:,}")
+        name = f"{row['runtime']}, {row['mode']}" if row.get("mode", "cpu") not in ("", "cpu") else row["runtime"]
+        times = [_cell(row["microseconds"].get(each)) for each in percentiles]
+        rows.append([row["form"], name, str(row["batch"]), *times, f"{row['images_per_second']:,.0f}"])
+        gpu, energy = row.get("gpu_microseconds", {}).get("p50"), row.get("millijoules_per_image")
+        rows[-1] += [f"{row['requests']:,}", _cell(gpu), _cell(energy)]
+    for last in ("mJ/image", "GPU p50"):  # columns that this machine has nothing for
+        if headers[-1] == last and all(row[-1] == "–" for row in rows):
+            headers, rows = headers[:-1], [row[:-1] for row in rows]
     console.table(headers, rows, title=title, spare=("requests", "p99.9", "images/s"))
-    if found["speedup"]:
+    _show_speedup(found["speedup"])
+    _show_warnings(found)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _show_speedup(speedup: list[dict[str, Any]] | None) -> None:
+    if speedup:
         ratios = [
             [r["form"], str(r["batch"]), f"{r['median']:.2f}", "{:.2f} – {:.2f}".format(*r["quartiles"])]
-            for r in found["speedup"]
+            for r in speedup
         ]
         console.table(
             ["form", "batch", "times faster", "quartiles"], ratios, title="against the checkpoint in PyTorch eager"
         )
+
+
+def _show_warnings(found: dict[str, Any]) -> None:
+    board = found.get("board")
+    if board:
+        console.result(
+            f"{board[0]['model']}, JetPack {board[0]['jetpack'] or '?'}, mode {board[0]['power_mode'] or '?'}"
+        )
+    for warning in found.get("warnings", []):
+        console.say(f"not in a state worth measuring: {warning}")
     if found["quick"]:
-        console.say(f"quick: fewer than the {ENOUGH:,} requests that a p90 is claimed from")
+        console.say(f"quick: fewer than the {timing.ENOUGH:,} requests that a p90 is claimed from")
     if found["unstable"]:
         console.say(
-            f"unstable: medians varied by over {UNSTABLE:.1%} between rounds for {', '.join(found['unstable'])}"
+            f"unstable: medians varied by over {timing.UNSTABLE:.1%} between rounds for {', '.join(found['unstable'])}"
         )

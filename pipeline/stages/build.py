@@ -1,18 +1,23 @@
-"""Float16 ONNX file in, TensorRT engine out: strongly typed, every layer's arithmetic asserted to be the file's."""
+"""ONNX file in, TensorRT engine out: strongly typed, every layer's arithmetic asserted to be the file's."""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pipeline import artifact, console, onnx_file
+from pipeline import artifact, console, cuda, onnx_file
+from pipeline import tensorrt_builder as builder
+from pipeline import tensorrt_library as library
 from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
-from pipeline.runtimes import tensorrt
 from pipeline.stages import Out, card, output
 
 ORDER = 50
 KIND, FILE = "engine", "{model}.engine"
+ALSO = {"onnx": "{model}.fp32.engine"}  # kinds taken besides the chain's, and what is made of them
+ELEMENTS = {"fp16": "HALF", "onnx": "FLOAT"}
 TARGETS = "sm86,sm89,sm120"  # Ampere, Ada, Blackwell: what TensorRT for RTX builds for unless told
 
 
@@ -35,15 +40,19 @@ def run(
     dla: Annotated[
         int | None, "Which deep-learning accelerator of a Jetson to use, with the GPU to fall back on."
     ] = None,
+    timing_cache: Annotated[
+        Path | None, "tensorrt: folder of kernels' timings, which make the next build faster; by default the user's."
+    ] = None,
 ) -> Artifact:
-    """Compile the float16 ONNX file to a TensorRT engine.
+    """Compile the float16 ONNX file to a TensorRT engine; or the float32 one, to compare with, if it is named.
 
     Strongly typed: TensorRT takes the precision that the file has, and doesn't choose one. Before the build every layer
-    of the parsed network must be in float16; one that isn't fails the build, by name. An engine belongs to the GPU and
+    of the parsed network must be in it; one that isn't fails the build, by name. An engine belongs to the GPU and
     the version it was made for: build it on the device that is to run it. Without a GPU, tensorrt-rtx builds for
     others.
 
-    Raises CheckFailed where TensorRT doesn't take the file or a layer isn't in float16, UsageError where it is missing.
+    Raises CheckFailed where TensorRT doesn't take the file or a layer is in another type, UsageError where TensorRT or
+    the GPU that it builds on is missing.
     """
     asked = options(
         runtime=runtime,
@@ -55,20 +64,47 @@ def run(
         hardware_compatible=hardware_compatible,
         dla=dla,
     )
-    bindings = tensorrt.library(asked["runtime"])
+    bindings = library.load(asked["runtime"])
+    gpu = _gpu(asked)
     content = onnx_file.load(fp16).SerializeToString(deterministic=True)
-    plan = tensorrt.Plan(**{name: value for name, value in asked.items() if name not in ("runtime", "version")})
+    plan = builder.Plan(
+        **{name: value for name, value in asked.items() if name not in ("runtime", "version")},
+        timing_cache=_timings(timing_cache, asked, gpu) if asked["runtime"] == "tensorrt" else None,
+    )
     start = time.perf_counter()
-    engine, layers = tensorrt.build(content, source=str(fp16.path), element="HALF", bindings=bindings, plan=plan)
+    element = ELEMENTS[fp16.kind]
+    built = builder.build(
+        content, source=str(fp16.path), element=element, bindings=bindings, plan=plan, inspect=gpu is not None
+    )
+    seconds = round(time.perf_counter() - start, 3)
+    facts = {"element": element, "gpu": gpu.facts() if gpu else None, "build_seconds": seconds}
     return artifact.write(
-        output(out, FILE, fp16),
-        engine,
+        output(out, ALSO.get(fp16.kind, FILE), fp16),
+        built.engine,
         kind=KIND,
         parents=[fp16],
         options=asked,
-        versions=artifact.versions(asked["runtime"]),
-        facts={**card(fp16), "layers": layers, "build_seconds": round(time.perf_counter() - start, 3)},
+        versions=artifact.versions(asked["runtime"], *cuda.PACKAGES),
+        facts={**card(fp16), **facts, "layers": built.layers, "inspected": built.inspected},
     )
+
+
+def _gpu(asked: dict[str, Any]) -> cuda.Gpu | None:
+    """The GPU that the engine is for and that is here; None where tensorrt-rtx builds for others only."""
+    if asked["runtime"] == "tensorrt":
+        return cuda.gpu()
+    try:
+        here = cuda.gpu()
+    except UsageError:
+        return None
+    return here if here.target in asked["targets"] else None
+
+
+def _timings(folder: Path | None, asked: dict[str, Any], gpu: cuda.Gpu) -> Path:
+    """One file a device and version: timings of another would be worse than none."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = f"{asked['runtime']}-{asked['version']}-{gpu.name}-{gpu.target}.timings".replace(" ", "-").replace("/", "-")
+    return (folder or caches / "edge-pipeline") / name
 
 
 def options(
@@ -91,7 +127,7 @@ def options(
     if dla is not None and dla < 0:
         raise UsageError(f"--dla {dla}: expected 0 or more")
     if runtime == "auto":
-        runtime = (tensorrt.installed() or ["tensorrt"])[0]
+        runtime = (library.installed() or ["tensorrt"])[0]
     if target and runtime == "tensorrt":
         raise UsageError(
             f"--target {target}: tensorrt builds for the GPU it is on; --runtime tensorrt-rtx builds for others"
@@ -103,7 +139,7 @@ def options(
     names = [name.strip().lower() for name in (target or TARGETS).split(",")] if runtime == "tensorrt-rtx" else []
     return {
         "runtime": runtime,
-        "version": artifact.versions(runtime).get(runtime),
+        "version": library.version(runtime),
         "targets": list(dict.fromkeys(names)),
         "opt_batch": opt_batch,
         "max_batch": max_batch,
@@ -116,7 +152,7 @@ def options(
 
 def absent(*, runtime: str, **_: Any) -> str | None:
     """Why the chain leaves this stage out on this machine, if so. Who asks for a runtime gets its error instead."""
-    if runtime == "auto" and not tensorrt.installed():
+    if runtime == "auto" and not library.installed():
         return "neither tensorrt nor tensorrt-rtx is installed; `pipeline build` says how to get one"
     return None
 
@@ -130,8 +166,10 @@ def show(engine: Artifact) -> None:
     title = f"{made['runtime']} {made['version']}, batches of 1 to {made['max_batch']}, tuned for {made['opt_batch']}"
     console.table(["layer", "name", "in", "out"], rows, title=title, spare=("name",))
     between = [{*each["inputs"], *each["outputs"]} for each in facts["layers"] if each["type"] != "CAST"]
-    half = sum("HALF" in types and not types & {"FLOAT", "BF16"} for types in between)
+    floats = {"HALF", "FLOAT", "BF16"} - {facts["element"]}
+    right = sum(facts["element"] in types and not types & floats for types in between)
+    target = facts["gpu"]["name"] if facts["gpu"] else ", ".join(made["targets"])
     console.result(
-        f"{half} of {len(between)} layers between the casts compute in HALF; built for "
-        f"{', '.join(made['targets']) or 'the GPU here'} in {facts['build_seconds']:.1f} s"
+        f"{right} of {len(between)} layers between the casts compute in {facts['element']}; built for {target} "
+        f"in {facts['build_seconds']:.1f} s"
     )

@@ -12,7 +12,7 @@ from pipeline import artifact, console, dataset, runtimes, statistics
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.stages import OptionalOut, TestData
+from pipeline.stages import OptionalOut, Provider, TestData
 
 ORDER = 60
 KIND, FILE = "verification", "verification.json"
@@ -25,6 +25,7 @@ def run(
     out: OptionalOut = None,
     data: TestData,
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
+    provider: Provider = "cpu",
 ) -> Artifact:
     """Measure every form's test accuracy and its agreement with the checkpoint, and hold both against the gate.
 
@@ -38,8 +39,8 @@ def run(
     split = dataset.test(data)
     model = _one_model(forms, split)
     gate_used = model["gate"] if gate is None else gate
-    used = [reader for form in forms for reader in runtimes.readers(form.kind)]
-    answers = [answer for form in forms for answer in _answers(form, split)]
+    used = [reader for form in forms for reader in runtimes.readers(form.kind, provider)]
+    answers = [answer for form in forms for answer in _answers(form, split, provider)]
     reference = _reference(answers, forms, split)
     rows = [
         row | _agreement(logits, split, reference) | _step(row, logits, forms, answers, split)
@@ -60,7 +61,7 @@ def run(
         (json.dumps(found, indent=1) + "\n").encode(),
         kind=KIND,
         parents={form.name: form.sha256 for form in forms} | split.digests,
-        options=options(data=data, gate=gate),
+        options=options(data=data, gate=gate, provider=provider),
         versions=artifact.versions("numpy", "scipy", *runtimes.packages(used)),
         facts=found,
     )
@@ -69,9 +70,9 @@ def run(
     return made
 
 
-def options(*_: Artifact, data: Path, gate: float | None, **__: Any) -> dict[str, Any]:
+def options(*_: Artifact, data: Path, gate: float | None, provider: str = "cpu", **__: Any) -> dict[str, Any]:
     """What a verification depends on besides the forms."""
-    return {"gate": gate, "data": dataset.digests(data)}
+    return {"gate": gate, "data": dataset.digests(data)} | ({"provider": provider} if provider != "cpu" else {})
 
 
 def _one_model(forms: tuple[Artifact, ...], split: Split) -> dict[str, Any]:
@@ -103,10 +104,10 @@ def _one_model(forms: tuple[Artifact, ...], split: Split) -> dict[str, Any]:
     return cards[0]
 
 
-def _answers(form: Artifact, split: Split) -> list[tuple[dict[str, Any], np.ndarray]]:
+def _answers(form: Artifact, split: Split, provider: str) -> list[tuple[dict[str, Any], np.ndarray]]:
     """A row and the logits `[n, classes]` for each way there is to run a form."""
     found = []
-    for runtime, mode in runtimes.readers(form.kind):
+    for runtime, mode in runtimes.readers(form.kind, provider):
         name = runtimes.title(runtime)
         with runtime.load(form, mode=mode) as session:
             with console.progress(len(split), "image", form.name if not mode else f"{form.name}, {mode}") as bar:

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline import layer_types
+from pipeline.errors import CheckFailed
+
+
+def report(*layers: dict) -> str:
+    return json.dumps({"Layers": list(layers), "Bindings": ["images", "logits"]})
+
+
+def ten(kind: str, there: str, out: str | None = None) -> dict:
+    """A layer as TensorRT 10's inspector tells of it: one field for format and type."""
+    tensors = [[{"Name": "t", "Dimensions": [1, 8, 26, 26], "Format/Datatype": each}] for each in (there, out or there)]
+    return {"Name": f"/{kind}", "LayerType": kind, "Inputs": tensors[0], "Outputs": tensors[1], "TacticName": "sm87_x"}
+
+
+def eleven(kind: str, there: str) -> dict:
+    """As TensorRT 11's does: two fields."""
+    tensor = [{"Name": "t", "Dimensions": [1, 8, 26, 26], "Format": "Row major linear", "Datatype": there}]
+    return {"Name": f"/{kind}", "LayerType": kind, "Inputs": tensor, "Outputs": tensor}
+
+
+HALF = "Channel major FP16 format where channel % 8 == 0"
+FLOAT = "Row major linear FP32"
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [ten("Reformat", "Row major linear UINT8", HALF), ten("CaskConvolution", HALF), ten("CaskGemm", HALF, FLOAT)],
+        [ten("CaskConvolution", "Half"), ten("CaskPooling", "Half")],
+        [eleven("CaskConvolution", "Half"), eleven("Cast", "Float")],
+    ],
+)
+def test_an_engine_in_half_is_taken_and_isnt_one_in_float(layers):
+    found = layer_types.inspected(report(*layers))
+    layer_types.assert_inspected("try.onnx", found, "HALF")
+    with pytest.raises(CheckFailed, match=r"try.onnx: expected the engine to compute in FLOAT, received CaskConv"):
+        layer_types.assert_inspected("try.onnx", found, "FLOAT")
+
+
+@pytest.mark.parametrize("layer", [ten("CaskConvolution", FLOAT), eleven("CaskGemmConvolution", "Float")])
+def test_a_float32_kernel_in_an_fp16_engine_is_refused_by_name(layer):
+    """What TensorRT 11 made of other exporters' engines."""
+    found = layer_types.inspected(report(ten("CaskConvolution", HALF), layer))
+    with pytest.raises(CheckFailed) as caught:
+        layer_types.assert_inspected("try.onnx", found, "HALF")
+    assert (
+        f"{layer['LayerType']} {layer['Name']} is in" in str(caught.value) and str(caught.value).count(" is in ") == 1
+    )
+
+
+@pytest.mark.parametrize("told", ['{"Layers": ["conv1", "conv2"]}', "{}"])
+def test_names_alone_are_no_proof(told):
+    with pytest.raises(CheckFailed, match="detailed profiling verbosity"):
+        layer_types.inspected(told)
