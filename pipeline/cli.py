@@ -1,4 +1,4 @@
-"""The command line: one command a stage or experiment, four about the chain; no logic, no heavy import at the top."""
+"""The command line: one command a file of SECTIONS, four about the chain; no logic, no heavy import at the top."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from typing import Any, NoReturn
 import click
 
 import models
-from pipeline import __version__, artifact, chain, command, console, experiments, lookup, stages
+from pipeline import __version__, artifact, chain, command, console, device, experiments, installs, lookup, stages
 from pipeline.artifact import Artifact
 from pipeline.errors import PipelineError
 
-EXTRAS = {"optuna": "host,sweep", "matplotlib": "host,sweep"}  # where it isn't `host` that brings a package
+SECTIONS = {"Stages": stages, "Experiments": experiments, "On the device": device}  # packages of commands
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class Commands(click.Group):
-    """Stages, experiments, then the commands below. `--help` reads the files' first sentences and imports none."""
+    """A command for each file of SECTIONS, then those below. `--help` reads the files' first lines, imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*stages.names(), *experiments.names(), *self.commands]
+        return [*(name for package in SECTIONS.values() for name in package.names()), *self.commands]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        for package in (stages, experiments):
+        for package in SECTIONS.values():
             if name in package.names():
                 return module_command(name, package.get(name))
         return self.commands.get(name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Stages"):
-            formatter.write_dl([(name, stages.summary(name)) for name in stages.names()])
-        with formatter.section("Experiments"):
-            formatter.write_dl([(name, stages.summary(name, experiments)) for name in experiments.names()])
+        for title, package in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, stages.summary(name, package)) for name in package.names()])
         with formatter.section("Commands"):
             formatter.write_dl([(name, each.get_short_help_str(110)) for name, each in self.commands.items()])
 
@@ -184,8 +183,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get(error.name, "host")
-        _fail(f"this needs {error.name}, which isn't installed: pip install 'edge-pipeline[{extra}]'", 2)
+        _fail(f"this needs {error.name}, which isn't installed: {installs.line([error.name])}", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):

@@ -17,11 +17,13 @@ from pipeline import stages
 
 
 def arguments(stage: ModuleType) -> list[click.Parameter]:
-    """What a stage takes: its model, or artifacts, which default to those in the folder that is written to."""
+    """What a stage takes: its model, a path, or artifacts, which default to those in the folder that is written to."""
     found: list[click.Parameter] = []
     for parameter in inspect.signature(stage.run).parameters.values():
         if parameter.name == "model":
             found.append(model())
+        elif parameter.annotation == "Path":
+            found.append(click.Argument([parameter.name], type=click.Path(path_type=Path), metavar="FILE|FOLDER"))
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             many = parameter.kind is parameter.VAR_POSITIONAL
             metavar = "[FILE|FOLDER]..." if many else f"[{parameter.name.upper()}]"

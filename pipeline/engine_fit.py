@@ -17,6 +17,17 @@ def unable(artifact: Artifact) -> str | None:
     return None
 
 
+def missing() -> str | None:
+    """Why this machine can run no engine at all, if so, with what to install."""
+    if not library.installed():
+        return f"neither tensorrt nor tensorrt-rtx is installed: {library.INSTALL['tensorrt']}"
+    try:
+        cuda.gpu()
+    except UsageError as error:
+        return str(error)
+    return None
+
+
 def refuse(artifact: Artifact) -> None:
     """Raises CheckFailed if an engine's record names another version or GPU, UsageError if there is none here."""
     made, again = artifact.options, "`pipeline build` on this device makes one for it"

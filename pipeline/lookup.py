@@ -42,7 +42,7 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
                 options["out"] = _proof_folder(stage, options, paths[0])
             for path in paths:
                 found += runnable(forms(path)) if path.is_dir() else [artifact.read(path)]
-        elif name == "model":
+        elif name == "model" or parameter.annotation == "Path":
             found.append(given[name])
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             found.append(_of_kind({name, *getattr(stage, "ALSO", ())}, given[name], options["out"], name))

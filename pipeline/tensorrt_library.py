@@ -29,6 +29,11 @@ def installed() -> list[str]:
     return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
 
 
+def chosen(runtime: str) -> str:
+    """The distribution that `--runtime` means: for "auto" the first that is installed, `tensorrt` if none is."""
+    return (installed() or ["tensorrt"])[0] if runtime == "auto" else runtime
+
+
 def version(name: str) -> str | None:
     """The installed version of a distribution; None if there is none. Imports it only if it has no metadata."""
     if name not in installed():

@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.stages import Data, Out, train
 
 KIND, FILE = "study", "study-{recipe}.json"
+NEEDS = ("torch", "safetensors")
 SEEDS = recipes.LIMITS["seed"][1] + 1  # so many there are
 MEASURED = ("Test set:", "Held-out set:")  # what a training says after every epoch
 

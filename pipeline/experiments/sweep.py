@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import optuna
 
 KIND, FILE = "sweep", "sweep.json"
+NEEDS = ("torch", "safetensors", "optuna", "matplotlib")
 PICTURE, STORAGE = "sweep.png", "sweep.db"
 LRS, GAMMAS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -10,6 +10,7 @@ A runtime file offers the same verbs as the others:
     PACKAGES: tuple[str, ...]             distributions whose versions go on record
     PROVIDERS                             modes that are asked for by `--provider`, where it has such
     unable(artifact) -> str | None        why this machine can't run it, where that depends on the machine
+    NEEDS: tuple[str, ...]                modules to be installed beside the base; `missing() -> str | None`: what else
 
 Nothing heavy is imported before `load`.
 """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto
 
 READS = {"onnx": ("cpu",), "fp16": ("cpu",)}
+NEEDS = ("onnxruntime",)
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 NO_GRAPH = "-1"  # ONNX Runtime's gpu_graph_id for a request that is captured in none

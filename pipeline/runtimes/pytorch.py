@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 READS = {"checkpoint": ("",), "folded": ("",)}
+NEEDS = ("torch", "safetensors")
 PACKAGES = ("torch",)
 LAYERS = {  # what a network may be made of, and the arguments that make a layer like another one
     "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),

@@ -13,7 +13,7 @@ from pipeline import artifact as artifacts
 from pipeline import cuda
 from pipeline import tensorrt_library as library
 from pipeline.artifact import Artifact
-from pipeline.engine_fit import refuse, unable
+from pipeline.engine_fit import missing, refuse, unable
 from pipeline.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GRAPH, STREAM = "CUDA graph", "no CUDA graph"
 READS = {"engine": (GRAPH, STREAM)}
 PACKAGES = (*library.MODULES, *cuda.PACKAGES)
-__all__ = ["PACKAGES", "READS", "Session", "load", "unable"]
+__all__ = ["PACKAGES", "READS", "Session", "load", "missing", "unable"]
 
 
 class Session:

@@ -4,7 +4,8 @@ A stage file has `ORDER` (its place in the chain), `KIND` and `FILE` (what it ma
 positional parameters are artifacts, named by kind (`*forms` takes any that a runtime runs), keyword-only ones are
 options, each with its help text. `pipeline.cli` makes the command from that signature, `pipeline.chain` the chain.
 A stage may also define `options(...)`, what goes on record for given options, `show(artifact)`, tables for people, and
-`absent(...)`, for given options the reason why this machine can't do it, for which the chain leaves it out.
+`absent(...)`, for given options the reason why this machine can't do it, for which the chain leaves it out. `NEEDS`
+are the modules it imports besides those of the base install, and `missing()` tells what it needs that isn't a module.
 """
 
 from __future__ import annotations

@@ -126,8 +126,7 @@ def options(
         raise UsageError(f"--workspace {workspace}: expected MiB, 1 or more")
     if dla is not None and dla < 0:
         raise UsageError(f"--dla {dla}: expected 0 or more")
-    if runtime == "auto":
-        runtime = (library.installed() or ["tensorrt"])[0]
+    runtime = library.chosen(runtime)
     if target and runtime == "tensorrt":
         raise UsageError(
             f"--target {target}: tensorrt builds for the GPU it is on; --runtime tensorrt-rtx builds for others"
@@ -154,6 +153,15 @@ def absent(*, runtime: str, **_: Any) -> str | None:
     """Why the chain leaves this stage out on this machine, if so. Who asks for a runtime gets its error instead."""
     if runtime == "auto" and not library.installed():
         return "neither tensorrt nor tensorrt-rtx is installed; `pipeline build` says how to get one"
+    return None
+
+
+def missing() -> str | None:
+    """Why no engine at all can be built here, if so, with what to install."""
+    try:
+        library.load(library.chosen("auto"))
+    except UsageError as error:
+        return str(error)
     return None
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ORDER = 30
 KIND, FILE = "onnx", "{model}.onnx"
+NEEDS = ("torch", "onnxscript")
 IMAGES, LOGITS = "images", "logits"
 OPERATORS = {"Cast", "Conv", "Relu", "MaxPool", "AveragePool", "Reshape"}
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ORDER = 20
 KIND, FILE = "folded", "{model}.folded.safetensors"
+NEEDS = ("torch", "safetensors")
 TOLERANCE = 1e-3  # the largest logit difference that is rounding, not a mistake
 
 

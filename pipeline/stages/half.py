@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ORDER = 40
 KIND, FILE = "fp16", "{model}.fp16.onnx"
+NEEDS = ("onnxruntime",)
 LARGEST, SMALLEST_NORMAL = 65504.0, 2.0**-14  # float16's; IEEE 754 binary16
 TO_ZERO = 2.0**-25  # what is smaller is rounded to zero
 HEADROOM = 8.0  # how far the largest activation must stay below LARGEST

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ORDER = 10
 KIND, FILE = "checkpoint", "{model}.safetensors"
+NEEDS = ("torch", "safetensors")
 options = recipes.options  # what goes on record
 SNAPSHOT, HISTORY = "{model}.training.safetensors", "{model}.history.csv"
 

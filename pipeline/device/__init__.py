@@ -1,0 +1,20 @@
+"""What is done on the machine that is to run the model, one file each: a command as a stage is, in no chain.
+
+A file has one public function `run(...)`, whose signature makes the command, and `show(artifact)`. None needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+def names() -> list[str]:
+    """Names of the commands there are, sorted; none of them is imported."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get(name: str) -> ModuleType:
+    """The command called `name`, imported."""
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,149 @@
+"""A release in, proof that it runs here out: checked, built for this GPU, verified, timed, and all of it reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pipeline import artifact, console, cuda, installs, lookup, tensorrt_library
+from pipeline.artifact import Artifact
+from pipeline.device import doctor
+from pipeline.errors import CheckFailed, UsageError
+from pipeline.stages import TestData, bench, build, verify
+
+KIND, FILE = "device-report", "device-report.json"
+
+
+def run(
+    release: Path,
+    *,
+    out: Annotated[Path, "Folder for the engines and the reports."] = Path("device"),
+    data: TestData,
+    runtime: Annotated[
+        Literal["auto", "tensorrt", "tensorrt-rtx", "none"],
+        "What builds engines. auto: the one that is installed, and none, with a word, where there is no GPU.",
+    ] = "auto",
+    gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
+    batch: Annotated[tuple[int, ...], "Batch size to time; may be given several times."] = (1, 8, 64),
+    threads: Annotated[int, "Threads a request may use on the CPU."] = 1,
+    quick: Annotated[bool, "A twelfth of the requests: for a look, not for a claim."] = False,
+) -> Artifact:
+    """Take a release, or one ONNX file, into use on this device: check, build, verify, bench, report.
+
+    Every byte is held against its record first. Then TensorRT builds an engine of each file for the GPU that is here,
+    the test set goes through files and engines, and each is timed. No torch, no network where --data has the test set.
+
+    Raises CheckFailed, with the report in it, where a form doesn't pass.
+    """
+    forms = shipped(release)
+    lookup.check_writable(out)
+    engines, why_none = _engines(forms, out, runtime, max(64, *batch))
+    failure = None
+    try:
+        verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
+    except CheckFailed as error:
+        if error.artifact is None:
+            raise
+        verification, failure = error.artifact, error
+    latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
+    facts = {
+        **doctor.about(),
+        "model": verification.facts["model"],
+        "passed": failure is None,
+        "failures": verification.facts["failures"],
+        "no_engine": why_none,
+        "build_seconds": {engine.name: engine.facts["build_seconds"] for engine in engines},
+        "data": verification.facts["data"],
+        "gate": verification.facts["gate"],
+        "warnings": latency.facts["warnings"],
+        "rows": _rows(verification, latency),
+    }
+    made = artifact.write(
+        out / FILE,
+        (json.dumps(facts, indent=1) + "\n").encode(),
+        kind=KIND,
+        parents=[*forms, *engines, verification, latency],
+        options={"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick},
+        versions=artifact.versions(*doctor.PACKAGES),
+        facts=facts,
+    )
+    if failure:
+        raise CheckFailed(str(failure), artifact=made)
+    return made
+
+
+def shipped(release: Path) -> list[Artifact]:
+    """The ONNX files of a folder, or the one that is named, unaltered. UsageError if there is none."""
+    if absent := installs.missing(["onnxruntime"]):
+        raise UsageError(f"deploy needs {absent[0]}, which isn't installed: {installs.line(absent)}")
+    there = lookup.forms(release) if release.is_dir() else [artifact.read(release)]
+    found = [form for form in there if form.kind in build.ELEMENTS]
+    if not found:
+        kinds = ", ".join(sorted({form.kind for form in there})) or "nothing on record"
+        raise UsageError(f"{release}: expected an ONNX file that this pipeline made, or a folder with one: {kinds}")
+    return found
+
+
+def _engines(forms: list[Artifact], out: Path, runtime: str, largest: int) -> tuple[list[Artifact], str | None]:
+    """An engine of each file, for the GPU that is here; or none, and why, where that may be."""
+    if runtime == "none":
+        return [], "--runtime none"
+    try:
+        chosen = tensorrt_library.chosen(runtime)
+        target = cuda.gpu().target if chosen == "tensorrt-rtx" else None
+        flags = {"runtime": chosen, "target": target, "max_batch": largest}
+        return [build.run(form, out=out, **flags) for form in forms], None
+    except UsageError as error:
+        if runtime != "auto":
+            raise
+        console.say(f"no engine is built: {error}")
+        return [], str(error)
+
+
+def _rows(verification: Artifact, latency: Artifact) -> list[dict[str, Any]]:
+    """Each form as it was verified, with its latency at every batch size where it was timed."""
+    rows = []
+    for row in verification.facts["rows"]:
+        same = ("form", "runtime", "arithmetic")
+        timed = [each for each in latency.facts["rows"] if all(each[name] == row[name] for name in same)]
+        names = ("batch", "microseconds", "gpu_microseconds", "images_per_second", "millijoules_per_image", "variation")
+        rows.append(row | {"latency": [{name: each[name] for name in names if name in each} for each in timed]})
+    return rows
+
+
+def show(report: Artifact) -> None:
+    """One table: what each form answers and how fast; then what stands in the way of believing it."""
+    facts = report.facts
+    here = {name: value for name, value in doctor.summary(facts).items() if value not in ("no", "none")}
+    for name, value in here.items():
+        console.result(f"{name}: {value}")
+    headers = ["form", "runs as", "accuracy", "wrong", "differ", "batch", "p50 µs", "p99 µs", "GPU µs", "images/s"]
+    rows = []
+    for row in facts["rows"]:
+        start = [row["form"], f"{row['runtime']}: {row['arithmetic']}", f"{row['accuracy']:.2%}"]
+        start += [str(row["wrong"]), str(row["differ"])]
+        for timed in row["latency"] or [{}]:
+            rows.append([*start, *_times(timed)])
+            start = [""] * len(start)
+    if all(row[-2] == "–" for row in rows):
+        headers, rows = [*headers[:-2], headers[-1]], [[*row[:-2], row[-1]] for row in rows]
+    tested = facts["data"]
+    console.table(
+        headers,
+        rows,
+        title=f"{facts['model']}: {tested['name']}, {tested['images']:,} images; gate {facts['gate']:.2%}",
+    )
+    if facts["no_engine"]:
+        console.say(f"no engine was built: {facts['no_engine']}")
+    for warning in facts["warnings"]:
+        console.say(f"not in a state worth measuring: {warning}")
+    console.result("passed" if facts["passed"] else "failed: " + "; ".join(facts["failures"]))
+
+
+def _times(timed: dict[str, Any]) -> list[str]:
+    if not timed:
+        return ["–"] * 5
+    host, gpu = timed["microseconds"], timed.get("gpu_microseconds", {})  # a percentile of too few requests is none
+    times = [f"{each:.1f}" if each is not None else "–" for each in (host.get("p50"), host.get("p99"), gpu.get("p50"))]
+    return [str(timed["batch"]), *times, f"{timed['images_per_second']:,.0f}"]
