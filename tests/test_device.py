@@ -69,6 +69,8 @@ def test_deploy_without_a_gpu_says_so_and_proves_the_files(chain, few, tmp_path)
     assert result.returncode == 0, result.stderr
     assert "no engine is built: " in result.stderr and result.stdout.count("passed") == 1
     report = artifact.read(tmp_path / "device-report.json")
+    low, high = report.facts["rows"][0]["interval"]
+    assert f"{low:.2%} – {high:.2%}" in result.stdout and "{" not in result.stdout
     assert report.facts["no_engine"] and report.facts["data"]["images"] == 500
     assert {row["form"] for row in report.facts["rows"]} == {"mnist_cnn.onnx", "mnist_cnn.fp16.onnx"}
     assert all(timed["microseconds"]["p50"] > 0 for row in report.facts["rows"] for timed in row["latency"])

@@ -118,11 +118,22 @@ def show(report: Artifact) -> None:
     here = {name: value for name, value in doctor.summary(facts).items() if value not in ("no", "none")}
     for name, value in here.items():
         console.result(f"{name}: {value}")
-    headers = ["form", "runs as", "accuracy", "wrong", "differ", "batch", "p50 µs", "p99 µs", "GPU µs", "images/s"]
+    headers = [
+        "form",
+        "runs as",
+        "accuracy",
+        "95 % interval",
+        "differ",
+        "batch",
+        "p50 µs",
+        "p99 µs",
+        "GPU µs",
+        "images/s",
+    ]
     rows = []
     for row in facts["rows"]:
         start = [row["form"], f"{row['runtime']}: {row['arithmetic']}", f"{row['accuracy']:.2%}"]
-        start += [str(row["wrong"]), str(row["differ"])]
+        start += [f"{row['interval'][0]:.2%} – {row['interval'][1]:.2%}", str(row["differ"])]
         for timed in row["latency"] or [{}]:
             rows.append([*start, *_times(timed)])
             start = [""] * len(start)
@@ -134,8 +145,6 @@ def show(report: Artifact) -> None:
         rows,
         title=f"{facts['model']}: {tested['name']}, {tested['images']:,} images; gate {facts['gate']:.2%}",
     )
-    if facts["no_engine"]:
-        console.say(f"no engine was built: {facts['no_engine']}")
     for warning in facts["warnings"]:
         console.say(f"not in a state worth measuring: {warning}")
     console.result("passed" if facts["passed"] else "failed: " + "; ".join(facts["failures"]))
