@@ -1,4 +1,4 @@
-"""A GPU that isn't there: the calls of `cuda.bindings.runtime` and of a TensorRT engine, with their rules.
+"""A GPU that isn't there: the calls of `cuda.bindings.driver` and of a TensorRT engine, with their rules.
 
 Work put on a stream is done when the stream is waited for, not before; what is captured is done only when the graph is
 launched; memory is freed once, and none may be allocated while a graph is captured. It shows that the session's code
@@ -13,13 +13,21 @@ from types import SimpleNamespace
 import numpy as np
 
 
-class Cuda:
-    """Stands in for the module `cuda.bindings.runtime`."""
+class _Handle:
+    def __int__(self) -> int:
+        return 7
 
-    cudaError_t = SimpleNamespace(cudaSuccess=0, bad=1)
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-    cudaStreamNonBlocking = 1
+
+class Cuda:
+    """Stands in for the module `cuda.bindings.driver`."""
+
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0, bad=1)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0)
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
+    )
 
     def __init__(self, name: str = "Orin", capability: tuple[int, int] = (8, 7), count: int = 1) -> None:
         self.name, self.capability, self.count = name, capability, count
@@ -40,21 +48,34 @@ class Cuda:
         self.live.remove(id(thing))  # KeyError if freed twice
         return (0,)
 
-    def cudaGetDeviceCount(self):
+    def cuInit(self, flags):
+        return (0,)
+
+    def cuDeviceGetCount(self):
         return 0, self.count
 
-    def cudaGetDeviceProperties(self, index):
-        return 0, SimpleNamespace(name=self.name.encode(), major=self.capability[0], minor=self.capability[1])
+    def cuDeviceGet(self, index):
+        return 0, "device"
 
-    def cudaDriverGetVersion(self):
+    def cuDeviceGetName(self, length, device):
+        return 0, self.name.encode().ljust(length, b"\0")
+
+    def cuDeviceGetAttribute(self, which, device):
+        return 0, self.capability[which]
+
+    def cuDriverGetVersion(self):
         return 0, 12060
 
-    cudaRuntimeGetVersion = cudaDriverGetVersion
+    def cuDevicePrimaryCtxRetain(self, device):
+        return 0, "context"
 
-    def cudaGetErrorName(self, error):
-        return 0, b"cudaErrorBad"
+    def cuCtxSetCurrent(self, context):
+        return (0,)
 
-    def cudaGetErrorString(self, error):
+    def cuGetErrorName(self, error):
+        return 0, b"CUDA_ERROR_BAD"
+
+    def cuGetErrorString(self, error):
         return 0, b"something bad"
 
     def _allocate(self, size):
@@ -68,42 +89,46 @@ class Cuda:
         self.allocations += 1
         return 0, address
 
-    cudaMalloc = cudaMallocHost = _allocate
+    cuMemAlloc = _allocate
 
-    def cudaFree(self, address):
+    def cuMemHostAlloc(self, size, flags):
+        return self._allocate(size)
+
+    def cuMemFree(self, address):
         self.live.remove(address)
         return (0,)
 
-    cudaFreeHost = cudaFree
+    cuMemFreeHost = cuMemFree
 
-    def cudaMemcpyAsync(self, to, source, size, kind, stream):
-        assert kind in (1, 2)
+    def cuMemcpyHtoDAsync(self, to, source, size, stream):
         self.put(lambda: ctypes.memmove(to, source, size))
         return (0,)
 
-    def cudaStreamCreateWithFlags(self, flags):
-        return self._made(SimpleNamespace(stream=True))
+    cuMemcpyDtoHAsync = cuMemcpyHtoDAsync
 
-    def cudaStreamDestroy(self, stream):
+    def cuStreamCreate(self, flags):
+        return self._made(_Handle())
+
+    def cuStreamDestroy(self, stream):
         return self._gone(stream)
 
-    def cudaEventCreate(self):
+    def cuEventCreate(self, flags):
         return self._made(SimpleNamespace(at=None))
 
-    def cudaEventDestroy(self, event):
+    def cuEventDestroy(self, event):
         return self._gone(event)
 
-    def cudaEventRecord(self, event, stream):
+    def cuEventRecord(self, event, stream):
         def record():
             event.at = self.done
 
         self.put(record)
         return (0,)
 
-    def cudaEventElapsedTime(self, before, after):
+    def cuEventElapsedTime(self, before, after):
         return 0, float(after.at - before.at)  # "milliseconds": pieces of work between
 
-    def cudaStreamSynchronize(self, stream):
+    def cuStreamSynchronize(self, stream):
         assert self.capturing is None, "waited while a graph was captured"
         self.done = 0
         work, self.stream = self.stream, []
@@ -112,23 +137,23 @@ class Cuda:
             self.done += 1
         return (0,)
 
-    def cudaStreamBeginCapture(self, stream, mode):
+    def cuStreamBeginCapture(self, stream, mode):
         self.capturing = []
         return (0,)
 
-    def cudaStreamEndCapture(self, stream):
+    def cuStreamEndCapture(self, stream):
         graph, self.capturing = SimpleNamespace(work=self.capturing), None
         return self._made(graph)
 
-    def cudaGraphInstantiate(self, graph, flags):
+    def cuGraphInstantiate(self, graph, flags):
         return self._made(SimpleNamespace(work=[*graph.work]))
 
-    def cudaGraphDestroy(self, graph):
+    def cuGraphDestroy(self, graph):
         return self._gone(graph)
 
-    cudaGraphExecDestroy = cudaGraphDestroy
+    cuGraphExecDestroy = cuGraphDestroy
 
-    def cudaGraphLaunch(self, graph, stream):
+    def cuGraphLaunch(self, graph, stream):
         self.launches += 1
         for work in graph.work:
             self.put(work)

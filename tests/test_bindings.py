@@ -135,15 +135,16 @@ def test_objects_have_the_names_that_are_used_in_tensorrt_rtx():
 
 
 def test_every_name_of_cuda_that_is_used_is_there():
-    from cuda.bindings import runtime
+    """Functions, and the members of enumerations."""
+    from cuda.bindings import driver
 
-    used = set(re.findall(r"\bcuda[A-Z]\w+", Path(cuda.__file__).read_text()))
-    assert len(used) > 20
-    members = {"cudaSuccess": runtime.cudaError_t, "cudaMemcpyHostToDevice": runtime.cudaMemcpyKind}
-    members |= {"cudaMemcpyDeviceToHost": runtime.cudaMemcpyKind}
-    members |= {"cudaStreamCaptureModeThreadLocal": runtime.cudaStreamCaptureMode}
-    for name in used:
-        assert hasattr(members.get(name, runtime), name), name
+    text = Path(cuda.__file__).read_text()
+    used = set(re.findall(r"\b(cu[A-Z][a-zA-Z]+)\b", text))
+    assert len(used) > 20 and [name for name in used if not hasattr(driver, name)] == []
+    members = set(re.findall(r"\b(CU(?:DA)?_[A-Z_]+)\b", text))
+    enumerations = ("CUresult", "CUstream_flags", "CUevent_flags", "CUstreamCaptureMode", "CUdevice_attribute")
+    known = {name for each in enumerations for name in getattr(driver, each).__members__}
+    assert len(members) == 6 and members <= known
 
 
 def test_jetpack_6s_python_can_read_it():
