@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import models
 from benchmarks import seed_loop
 from models import mnist_cnn
 from pipeline import artifact, console, dataset, machine, mnist, recipe
+from pipeline.errors import PipelineError
 from pipeline.training import Trainer
 
 EPOCH = 60_000
@@ -89,7 +91,11 @@ def main() -> None:
     given = parser.parse_args()
     if min(given.rounds, given.threads, given.images) < 1 or given.seconds <= 0:
         parser.error("expected --rounds, --threads, --images of 1 or more and --seconds over 0")
-    mnist.ensure(given.data)
+    try:
+        mnist.ensure(given.data)
+    except PipelineError as error:
+        print("error:", error, file=sys.stderr)
+        sys.exit(error.exit_code)
     how = {"device": "cpu", "precision": "auto", "train_threads": given.threads, "limit": None, "hold_out": 0}
     precision = recipe.options("mnist_cnn", recipe="default", seed=0, **how)["precision"]
     torch.set_num_threads(given.threads)

@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; what is finished is kept, and a training continues with --resume", 130)
+        _fail("interrupted; what is finished is kept: the same command goes on, `train` with --resume", 130)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def draw(rows: Sequence[dict[str, Any]], *, grid: bool, title: str) -> bytes:
-    """A heat map of a grid, or a scatter of drawn pairs. Rows have `lr`, `gamma`, `accuracy` (0 to 1), `pruned`.
+    """A heat map of a grid, or a scatter of drawn pairs with a ring round the best. Rows have `lr`, `gamma`, `accuracy`
+    (0 to 1), `pruned`.
 
     Colours span the trials that were trained to their end. What was pruned has none: in a heat map it stands in italics
     with the accuracy at which it was given up, in a scatter as a cross.
@@ -22,7 +23,11 @@ def draw(rows: Sequence[dict[str, Any]], *, grid: bool, title: str) -> bytes:
     whole = [100 * row["accuracy"] for row in rows if not row["pruned"]] or [100 * row["accuracy"] for row in rows]
     scale = plt.Normalize(min(whole), max(max(whole), min(whole) + 0.01))
     (_cells if grid else _points)(axes, rows, scale)
-    bar = figure.colorbar(plt.cm.ScalarMappable(scale, "viridis"), ax=axes, extend="min")
+    bar = figure.colorbar(
+        plt.cm.ScalarMappable(scale, "viridis"),
+        ax=axes,
+        extend="min" if any(row["pruned"] for row in rows) else "neither",
+    )
     bar.set_label("accuracy, %")
     best = max((row for row in rows if not row["pruned"]), key=lambda row: row["accuracy"], default=rows[0])
     axes.set(xlabel="learning rate", ylabel="gamma of StepLR")
@@ -56,3 +61,5 @@ def _points(axes: Any, rows: Sequence[dict[str, Any]], scale: Any) -> None:
         some = [row for row in rows if row["pruned"] is pruned]
         colours = {"color": "gray"} if pruned else {"c": [100 * row["accuracy"] for row in some], "norm": scale}
         axes.scatter([row["lr"] for row in some], [row["gamma"] for row in some], s=70, marker=marker, **colours)
+    best = max(rows, key=lambda row: (not row["pruned"], row["accuracy"]))
+    axes.scatter(best["lr"], best["gamma"], s=180, facecolors="none", edgecolors="crimson", linewidths=1.5)

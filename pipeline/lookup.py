@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -73,8 +73,10 @@ def _proof_folder(stage: ModuleType, options: Mapping[str, Any], folder: Path) -
 def check_writable(folder: Path) -> None:
     """UsageError, before any work is done, if artifacts can't be written to a folder."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(f"--out {folder}: expected a folder that can be written to; {there} is none")
+    try:
+        tempfile.TemporaryDirectory(dir=there).cleanup()  # permissions don't tell: root has them where nothing can be
+    except OSError:
+        raise UsageError(f"--out {folder}: expected a folder that can be written to; {there} is none") from None
 
 
 def _of_kind(kinds: set[str], path: Path | None, folder: Path, kind: str) -> Artifact:

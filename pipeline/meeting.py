@@ -13,6 +13,8 @@ from pipeline.errors import PipelineError, UsageError
 if TYPE_CHECKING:
     import optuna
 
+EXPECTED = "a database that is there, such as sqlite:///x.db or postgresql://user@host/name"
+DRIVERS = "its driver: pip install psycopg2-binary for PostgreSQL, pymysql for MySQL (mysql+pymysql://)"
 ATTEMPTS = 3  # at a storage whose tables are just being made
 
 
@@ -37,6 +39,10 @@ def storage(meeting: Meeting) -> optuna.storages.RDBStorage:
     import sqlalchemy.exc
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if meeting.url in ("sqlite://", "sqlite:///") or ":memory:" in meeting.url:
+        raise UsageError(
+            f"--storage {meeting}: is in one process's memory, where workers can't meet: expected {EXPECTED}"
+        )
     wait_for_lock = {"connect_args": {"timeout": 60}} if meeting.url.startswith("sqlite") else {}
     for attempt in range(ATTEMPTS):
         try:
@@ -46,8 +52,8 @@ def storage(meeting: Meeting) -> optuna.storages.RDBStorage:
             if raced and attempt + 1 < ATTEMPTS:  # two sweeps made one storage's tables at once
                 time.sleep(1)
                 continue
-            text = line(error, meeting)
-            raise UsageError(f"--storage {meeting}: cannot be used: {text}; expected one as sqlite:///x.db") from error
+            hint = DRIVERS if isinstance(error, ImportError) else f"expected {EXPECTED}"
+            raise UsageError(f"--storage {meeting}: cannot be used: {line(error, meeting)}; {hint}") from error
 
 
 @contextmanager
@@ -64,5 +70,5 @@ def reported(meeting: Meeting) -> Iterator[None]:
 
 def line(error: Exception, meeting: Meeting) -> str:
     """An error in one line, without the storage's password."""
-    text = str(error) or type(error).__name__
+    text = (str(error) or type(error).__name__).partition("[SQL:")[0].partition("(Background on this error")[0]
     return " ".join(text.replace(meeting.url, str(meeting)).split())[:200]

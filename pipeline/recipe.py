@@ -60,7 +60,8 @@ def options(
     for name, value in asked.items():
         least, most = LIMITS.get(name, (0, math.inf))
         if isinstance(value, int | float) and not (least <= value <= most and math.isfinite(value)):
-            raise UsageError(f"--{name.replace('_', '-')}: expected {least:g} to {most:g}, received {value:g}")
+            expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
+            raise UsageError(f"--{name.replace('_', '-')}: expected {expected}, received {value}")
     if chosen["schedule"] not in SCHEDULES:
         raise UsageError(f"--schedule: expected {' or '.join(SCHEDULES)}, received {chosen['schedule']}")
     place = _device(device)

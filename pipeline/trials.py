@@ -40,6 +40,7 @@ def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any])
         study.set_user_attr("facts", facts)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=meeting.name)
+        _refuse_another_programs(study, meeting)
         _wait_for_its_plan(study, meeting.grace)
         if "facts" not in study.user_attrs and not study.get_trials(deepcopy=False):
             study.set_user_attr("facts", facts)  # its creator died before it could say what it wanted
@@ -55,6 +56,12 @@ def plan(meeting: Meeting, pairs: list[dict[str, float]], facts: dict[str, Any])
             if number not in queued:
                 study.enqueue_trial(pair, user_attrs={"plan": number})
         study.set_user_attr("planned", True)
+
+
+def _refuse_another_programs(study: optuna.Study, meeting: Meeting) -> None:
+    strange = any("plan" not in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+    if strange and "facts" not in study.user_attrs:
+        raise UsageError(f"{meeting}: {meeting.name!r} is another program's study; give this sweep another --name")
 
 
 def _wait_for_its_plan(study: optuna.Study, grace: float) -> None:

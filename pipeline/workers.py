@@ -41,6 +41,8 @@ def work(meeting: Meeting, facts: dict[str, Any], data: Path, workers: int) -> N
     for process in crew:
         process.start()
     try:
+        if there := len(trials.ended(study)):
+            console.say(f"{meeting}: {there} of {facts['trials']} trials are on record")
         with console.progress(facts["trials"], "trial", "sweep") as bar:
             while alive := [process.sentinel for process in crew if process.is_alive()]:
                 bar.update(len(trials.ended(study)) - bar.n)

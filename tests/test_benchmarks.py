@@ -25,3 +25,10 @@ def test_both_loops_run_and_are_compared(data):
 def test_the_work_of_an_image_is_counted_from_the_layer_table():
     multiply_adds = 108 * 26**2 + 1728 * 24**2 + 160 * 24**2 + 1080 * 10**2 + 1728 * 8**2 + 4320 * 6**2 + 300
     assert training.flop_per_image() == 2 * (3 * multiply_adds - 108 * 26**2)
+
+
+def test_wrong_data_is_one_line():
+    words = [sys.executable, "-m", "benchmarks.training", "--data", "README.md"]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode in (1, 2) and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: README.md")

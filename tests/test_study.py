@@ -48,6 +48,7 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, data):
     result = command(*line, "--seeds", "3")
     assert result.returncode == 0, result.stderr
     assert "1 of 3 seeds are on record" in result.stderr and first.stat().st_mtime_ns == before
+    assert "seed 1 is trained again: " in result.stderr and "altered: expected sha256" in result.stderr
     assert "seed 0:" not in result.stderr and "seed 1:" in result.stderr and "seed 2:" in result.stderr
     again = json.loads((out / "study-default.json").read_text())
     assert len(again["accuracies"]) == 3 and again["checkpoints"][1] == artifact.digest(other)
@@ -57,6 +58,7 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, data):
     "wrong",
     [
         (["--recipe", "worst"], "expected one of default, best"),
+        (["--recipe", "worst", "--change", "epochs=1"], "expected one of default, best"),
         (["--seeds", "0"], "--seeds: expected 1 to 65536"),
         (["--seeds", "65537"], "--seeds: expected 1 to 65536"),
         (["--workers", "0"], "--workers: expected 1 or more"),

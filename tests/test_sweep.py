@@ -133,6 +133,10 @@ def test_a_drawn_sweep_ends(data, tmp_path, sampler):
         (["--storage", "nonsense"], "--storage nonsense: cannot be used"),
         (["--storage", "postgresql://me:secret@localhost:1/x"], "--storage postgresql://localhost:1/x: cannot"),
         (["--storage", "postgresql://me:a/secret:b@host:port/x?password=secret"], "cannot be used"),
+        (["--storage", "sqlite://"], "is in one process's memory"),
+        (["--storage", "mongodb://host/x"], "expected a database that is there"),
+        (["--name", "../x"], "--name '../x': expected letters"),
+        (["--name", ""], "--name '': expected letters"),
         (["--sampler", "luck"], "luck"),
     ],
 )
@@ -140,6 +144,29 @@ def test_wrong_use_is_one_line(data, tmp_path, wrong):
     arguments, text = wrong
     error = one_line(command("sweep", "--data", data, "--out", tmp_path, *arguments), 2)
     assert text in error and "secret" not in error
+
+
+def test_another_programs_study_is_refused_at_once(data, tmp_path):
+    import optuna
+
+    storage = f"sqlite:///{tmp_path / 'theirs.db'}"
+    theirs = optuna.create_study(storage=storage, study_name="mine")
+    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    line = ["sweep", "--data", data, "--out", tmp_path / "out", "--storage", storage, "--name", "mine"]
+    assert "'mine' is another program's study" in one_line(command(*line), 2)
+    assert len(optuna.load_study(storage=storage, study_name="mine").trials) == 2
+
+
+def test_names_have_files_of_their_own(data, tmp_path):
+    line = ["sweep", "--data", data, "--out", tmp_path, "--lr", "0.02", "--gamma", "0.5", "--workers", "1"]
+    line += ["--epochs", "1", "--limit", "640", "--hold-out", "500"]
+    for name in ("one", "two"):
+        result = command(*line, "--name", name)
+        assert result.returncode == 0 and f"{name}.json" in result.stdout, result.stderr
+    assert {f"{name}.{end}" for name in ("one", "two") for end in ("json", "png")} < {
+        p.name for p in tmp_path.iterdir()
+    }
+    assert "1 of 1 trials are on record" in command(*line, "--name", "two").stderr
 
 
 def picture(monkeypatch, rows, grid: bool):
@@ -174,7 +201,8 @@ def test_the_picture_shows_grids_draws_and_what_was_pruned(monkeypatch):
     ]
     assert axes.images[0].get_array().mask.tolist() == [[False, False], [True, True]]
     assert axes.get_title() == "held out; best 98.40% at lr 0.04, gamma 0.1"
-    pruned, whole = picture(monkeypatch, rows, grid=False).collections
+    pruned, whole, best = picture(monkeypatch, rows, grid=False).collections
     assert pruned.get_offsets().tolist() == [[0.02, 0.5], [0.04, 0.5]]
     assert whole.get_offsets().tolist() == [[0.02, 0.1], [0.04, 0.1]]
+    assert best.get_offsets().tolist() == [[0.04, 0.1]]
     assert picture(monkeypatch, rows[:1], grid=True).texts[0].get_text() == "98.20"

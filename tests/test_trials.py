@@ -130,7 +130,7 @@ def test_a_pair_half_drawn_is_queued_again_whole(sweep):
 def test_a_sweep_that_somebody_else_began_is_refused_and_one_that_nobody_did_is_planned(sweep):
     meeting, facts, _ = sweep
     optuna.create_study(storage=meeting.url, study_name="other").enqueue_trial({"lr": 0.1})
-    with pytest.raises(UsageError, match="was begun with"):
+    with pytest.raises(UsageError, match="another program's study"):
         trials.plan(Meeting(meeting.url, "other", grace=1), [], facts)
     optuna.create_study(storage=meeting.url, study_name="unclaimed", direction="maximize")  # killed right after
     unclaimed = Meeting(meeting.url, "unclaimed", grace=1)

@@ -58,7 +58,8 @@ def run(
 
 def _asked(model: str, recipe: str, hold_out: int, limit: int | None, change: tuple[str, ...]) -> dict[str, Any]:
     """The options of `train` that every seed shares, checked before the first one begins."""
-    known = models.recipes(model).get(recipe, {})
+    models.recipe(model, recipe)  # UsageError if there is none
+    known = models.recipes(model)[recipe]
     numbers = dict(_number(each, known) for each in change)
     asked = {"model": model, "recipe": recipe, "hold_out": hold_out, "limit": limit, "train_threads": 1}
     asked = {**asked, "device": "auto", "precision": "auto", **numbers}
@@ -112,9 +113,12 @@ def _trained(
 
 def _on_record(folder: Path, asked: dict[str, Any], seed: int, pixels: dict[str, str]) -> Artifact | None:
     """The checkpoint of an earlier run with the same options, images and PyTorch, unaltered."""
+    path = folder / train.FILE.format(model=asked["model"])
     try:
-        found = artifact.read(folder / train.FILE.format(model=asked["model"]))
-    except PipelineError:
+        found = artifact.read(path)
+    except PipelineError as error:
+        if path.exists():
+            console.say(f"seed {seed} is trained again: {error}")
         return None
     wanted = json.loads(json.dumps(recipes.options(**asked, seed=seed)))
     for name in wanted:
@@ -142,13 +146,16 @@ def _train(
         running.append(process)
         if over.is_set():
             process.terminate()
-        last = ""
+        last, epochs = "", 0
         for text in process.stderr:
             last = text.strip() or last
             bar.update(text.startswith(MEASURED))
+            epochs += text.startswith(MEASURED)
         if process.wait():
             raise PipelineError(f"seed {seed}: its training ended with exit code {process.returncode}: {last}")
-    return artifact.read(folder / train.FILE.format(model=asked["model"]))
+    made = artifact.read(folder / train.FILE.format(model=asked["model"]))
+    bar.update(made.options["epochs"] - epochs)  # those that an earlier run had done
+    return made
 
 
 def _write(path: Path, model: str, recipe: str, runs: list[Artifact]) -> Artifact:
@@ -182,8 +189,9 @@ def show(study: Artifact) -> None:
     facts = study.facts
     rows = [[str(seed), f"{accuracy:.2f} %"] for seed, accuracy in enumerate(facts["accuracies"])]
     console.table(["seed", "accuracy"], rows, title=f"recipe {facts['recipe']}, last epoch, {facts['measured_on']}")
-    low, high = facts["mean_interval"]
-    console.result(f"mean {facts['mean']:.3f} %, 95 % interval over seeds {low:.3f} – {high:.3f} %")
+    low, high = (min(max(bound, 0), 100) for bound in facts["mean_interval"])  # of two seeds, it would go beyond
+    interval = "unknown" if facts["deviation"] is None else f"{low:.3f} – {high:.3f} %"
+    console.result(f"mean {facts['mean']:.3f} %, 95 % interval over seeds {interval}")
     deviation = "unknown" if facts["deviation"] is None else f"{facts['deviation']:.3f}"
     console.result(f"standard deviation {deviation}, least {facts['least']:.2f}, most {facts['most']:.2f} %")
     console.result(f"{facts['share_over_gate']:.0%} of the runs reach {facts['gate']:.2%}")

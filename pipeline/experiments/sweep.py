@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,9 +19,9 @@ from pipeline.stages import Data, Out
 if TYPE_CHECKING:
     import optuna
 
-KIND, FILE = "sweep", "sweep.json"
+KIND, FILE = "sweep", "{name}.json"
 NEEDS = ("torch", "safetensors", "optuna", "matplotlib")
-PICTURE, STORAGE = "sweep.png", "sweep.db"
+PICTURE, STORAGE = "{name}.png", "sweep.db"
 LRS, GAMMAS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -40,7 +41,9 @@ def run(
     ] = True,
     workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
     storage: Annotated[str | None, "Optuna storage URL, for many machines; by default a file in the folder."] = None,
-    name: Annotated[str, "Name of the sweep in the storage: workers with the same one share its trials."] = "sweep",
+    name: Annotated[
+        str, "Name of the sweep in the storage, and of its files: workers with it share its trials."
+    ] = "sweep",
     grace: Annotated[int, "Seconds of silence after which a worker counts as dead and its trial is queued again."] = 60,
     seed: Annotated[int, "Seed of every training and of random draws (with tpe, they aren't repeatable)."] = 0,
     epochs: Annotated[int | None, "Epochs a trial; by default the recipe's."] = None,
@@ -58,16 +61,18 @@ def run(
     facts = {**asked, "sampler": sampler, "prune": bool(prune), "lr": lrs, "gamma": gammas, "trials": len(plan)}
     workers = machine.cores() if workers is None else workers
     shared = facts["recipe"] = _checked(facts, workers, grace)
-    if shared["epochs"] <= shared["step_size"]:
-        console.say(f"gamma has no effect: the learning rate steps after {shared['step_size']} epochs, not before")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(f"--name {name!r}: expected letters, digits, '.', '-' and '_': files are named by it, too")
     dataset.train(data)
     out.mkdir(parents=True, exist_ok=True)
     place = meeting.Meeting(storage or f"sqlite:///{out / STORAGE}", name, grace)
     with meeting.reported(place):
         queue.plan(place, plan, facts)
+        if shared["epochs"] <= shared["step_size"]:
+            console.say(f"gamma has no effect: the learning rate steps after {shared['step_size']} epochs, not before")
         crew.work(place, facts, data, workers)
         ended = queue.ended(queue.load(place, facts))
-    return _write(out, ended, data, facts)
+    return _write(out, name, ended, data, facts)
 
 
 def _plan(sampler: str, lrs: list[float], gammas: list[float], trials: int, seed: int) -> list[dict[str, float]]:
@@ -93,7 +98,7 @@ def _checked(facts: dict[str, Any], workers: int, grace: int) -> dict[str, Any]:
     return {name: value for name, value in complete.items() if name not in other}
 
 
-def _write(out: Path, trials: list[optuna.trial.FrozenTrial], data: Path, facts: dict[str, Any]) -> Artifact:
+def _write(out: Path, name: str, trials: list[optuna.trial.FrozenTrial], data: Path, facts: dict[str, Any]) -> Artifact:
     """The sweep's trials and its best pair, with the picture beside it."""
     rows = [_row(trial) for trial in trials]
     rows.sort(key=lambda row: (row["pruned"], -row["accuracy"]))
@@ -108,9 +113,11 @@ def _write(out: Path, trials: list[optuna.trial.FrozenTrial], data: Path, facts:
     pixels = dataset.train(data).digests
     versions = artifact.versions("torch", "optuna", "numpy")
     content = (json.dumps(found, indent=1) + "\n").encode()
-    made = artifact.write(out / FILE, content, kind=KIND, parents=pixels, options=facts, versions=versions, facts=found)
+    path = out / FILE.format(name=name)
+    made = artifact.write(path, content, kind=KIND, parents=pixels, options=facts, versions=versions, facts=found)
     picture = heatmap.draw(rows, grid=facts["sampler"] == "grid", title=found["measured_on"])
-    artifact.write(out / PICTURE, picture, kind="picture", parents=[made], versions=artifact.versions("matplotlib"))
+    drawn_with = artifact.versions("matplotlib")
+    artifact.write(out / PICTURE.format(name=name), picture, kind="picture", parents=[made], versions=drawn_with)
     return made
 
 
@@ -135,7 +142,8 @@ def show(sweep: Artifact) -> None:
     """Every trial, best first, and how to train with the best pair."""
     rows = [[f"{row['lr']:g}", f"{row['gamma']:g}", *_result(row)] for row in sweep.facts["rows"]]
     console.table(["lr", "gamma", "accuracy", "epochs", ""], rows, title=sweep.facts["measured_on"])
-    console.result(f"heat map: {sweep.path.with_name(PICTURE)}")
+    what = "heat map" if sweep.facts["sampler"] == "grid" else "picture"
+    console.result(f"{what}: {sweep.path.with_suffix('.png')}")
     console.result(f"best: {sweep.facts['command']}")
 
 
