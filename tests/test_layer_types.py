@@ -58,3 +58,11 @@ def test_a_float32_kernel_in_an_fp16_engine_is_refused_by_name(layer):
 def test_names_alone_are_no_proof(told):
     with pytest.raises(CheckFailed, match="detailed profiling verbosity"):
         layer_types.inspected(told)
+
+
+def test_an_inspector_that_cannot_tell_is_said_to_be_no_proof(capsys):
+    whole = ten("Myelin", "Row major linear UINT8", FLOAT)
+    layer_types.assert_inspected("try.onnx", layer_types.inspected(report(whole)), "HALF")
+    assert "names no convolution and nothing in HALF" in capsys.readouterr().err
+    layer_types.assert_inspected("try.onnx", layer_types.inspected(report(ten("CaskConvolution", HALF))), "HALF")
+    assert not capsys.readouterr().err
