@@ -131,6 +131,11 @@ def read(path: Path) -> Artifact:
     return Artifact(path=path, **record)
 
 
+def recall(path: Path) -> Artifact:
+    """What is on record about a file that may not be here itself, such as the checkpoint of a shipped `.onnx`."""
+    return Artifact(path=path, **_parse(sidecar(path)))
+
+
 def content(artifact: Artifact) -> bytes:
     """The artifact's bytes, checked once more, so that what is used is what was checked."""
     data = artifact.path.read_bytes()

@@ -13,11 +13,24 @@ from typing import Any, NoReturn
 import click
 
 import models
-from pipeline import __version__, artifact, chain, command, console, device, experiments, installs, lookup, stages
+from pipeline import (
+    __version__,
+    artifact,
+    chain,
+    command,
+    console,
+    delivery,
+    device,
+    experiments,
+    installs,
+    lookup,
+    stages,
+)
 from pipeline.artifact import Artifact
 from pipeline.errors import PipelineError
 
-SECTIONS = {"Stages": stages, "Experiments": experiments, "On the device": device}  # packages of commands
+# Packages of commands.
+SECTIONS = {"Stages": stages, "Release": delivery, "Experiments": experiments, "On the device": device}
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -25,20 +38,26 @@ class Commands(click.Group):
     """A command for each file of SECTIONS, then those below. `--help` reads the files' first lines, imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*(name for package in SECTIONS.values() for name in package.names()), *self.commands]
+        return [*(dashed(name) for package in SECTIONS.values() for name in package.names()), *self.commands]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         for package in SECTIONS.values():
-            if name in package.names():
-                return module_command(name, package.get(name))
+            for file in package.names():
+                if dashed(file) == name:
+                    return module_command(name, package.get(file))
         return self.commands.get(name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, package in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, stages.summary(name, package)) for name in package.names()])
+                formatter.write_dl([(dashed(name), stages.summary(name, package)) for name in package.names()])
         with formatter.section("Commands"):
             formatter.write_dl([(name, each.get_short_help_str(110)) for name, each in self.commands.items()])
+
+
+def dashed(file: str) -> str:
+    """A command's name from its file's."""
+    return file.replace("_", "-")
 
 
 @click.command(cls=Commands, context_settings=SETTINGS, no_args_is_help=True)
@@ -46,7 +65,7 @@ class Commands(click.Group):
 def cli() -> None:
     """Take a small trained network to an edge GPU without losing accuracy on the way, and prove it.
 
-    train → fold → export → half → build → verify → bench; `pipeline run` does all of it.
+    train → fold → export → half → build → verify → bench; `pipeline run` does all of it, `pipeline ship` hands it over.
     """
 
 

@@ -20,17 +20,30 @@ def arguments(stage: ModuleType) -> list[click.Parameter]:
     """What a stage takes: its model, a path, or artifacts, which default to those in the folder that is written to."""
     found: list[click.Parameter] = []
     for parameter in inspect.signature(stage.run).parameters.values():
+        many = parameter.kind is parameter.VAR_POSITIONAL
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            continue
         if parameter.name == "model":
             found.append(model())
         elif parameter.annotation == "Path":
-            found.append(click.Argument([parameter.name], type=click.Path(path_type=Path), metavar="FILE|FOLDER"))
-        elif parameter.kind is not parameter.KEYWORD_ONLY:
-            many = parameter.kind is parameter.VAR_POSITIONAL
+            found.append(_path(parameter, many))
+        else:
             metavar = "[FILE|FOLDER]..." if many else f"[{parameter.name.upper()}]"
             kind = click.Path(path_type=Path)
             nargs = -1 if many else 1
             found.append(click.Argument([parameter.name], nargs=nargs, required=False, type=kind, metavar=metavar))
     return found
+
+
+def _path(parameter: inspect.Parameter, many: bool) -> click.Argument:
+    needed = parameter.default is parameter.empty
+    default = {} if needed else {"default": parameter.default}
+    kind = click.Path(path_type=Path)
+    metavar = "FILE|FOLDER" if needed else "[FOLDER]"
+    metavar += "..." * many
+    return click.Argument(
+        [parameter.name], nargs=-1 if many else 1, required=needed, type=kind, metavar=metavar, **default
+    )
 
 
 def model() -> click.Argument:

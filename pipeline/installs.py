@@ -6,13 +6,27 @@ import importlib.util
 import platform
 from collections.abc import Iterable
 
+from pipeline.errors import UsageError
+
 # The extra of pyproject.toml that brings a module; `host` brings the others.
-EXTRAS = {"optuna": "sweep", "matplotlib": "sweep", "tensorrt_rtx": "tensorrt-rtx"}
+EXTRAS = {
+    "optuna": "sweep",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "PIL": "demo",
+    "model_signing": "sign",
+    "OpenSSL": "sign",
+}
 
 
 def missing(modules: Iterable[str]) -> list[str]:
     """Those that aren't installed."""
     return [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+def require(command: str, modules: Iterable[str]) -> None:
+    """UsageError, with the line that installs them, if something that a command needs is missing."""
+    if absent := missing(modules):
+        raise UsageError(f"{command} needs {absent[0]}, which isn't installed: {line(absent)}")
 
 
 def line(modules: Iterable[str]) -> str:

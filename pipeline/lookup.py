@@ -36,15 +36,19 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
     options = {name: given[name] for name in stages.options(stage)}
     found: list[Any] = []
     for name, parameter in inspect.signature(stage.run).parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL:
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            continue
+        if name == "model":
+            found.append(given[name])
+        elif parameter.annotation == "Path":
+            found += given[name] if parameter.kind is parameter.VAR_POSITIONAL else [given[name]]
+        elif parameter.kind is parameter.VAR_POSITIONAL:
             paths = given[name] or (options["out"] or stages.DEFAULTS["out"],)
             if options["out"] is None and len(paths) == 1 and paths[0].is_dir():
                 options["out"] = _proof_folder(stage, options, paths[0])
             for path in paths:
                 found += runnable(forms(path)) if path.is_dir() else [artifact.read(path)]
-        elif name == "model" or parameter.annotation == "Path":
-            found.append(given[name])
-        elif parameter.kind is not parameter.KEYWORD_ONLY:
+        else:
             found.append(_of_kind({name, *getattr(stage, "ALSO", ())}, given[name], options["out"], name))
     if options.get("out"):
         check_writable(options["out"])

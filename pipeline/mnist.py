@@ -143,14 +143,14 @@ def _idx_files(parts: Any) -> dict[str, bytes]:
     found = {}
     for prefix, part in (("train", slice(0, 60_000)), ("t10k", slice(60_000, 70_000))):
         images, answers = pixels[part].reshape(-1, 28, 28), labels[part]
-        found[f"{prefix}-images-idx3-ubyte"] = _idx_header(images) + images.tobytes()
-        found[f"{prefix}-labels-idx1-ubyte"] = _idx_header(answers) + answers.tobytes()
+        found[f"{prefix}-images-idx3-ubyte"] = idx_file(images)
+        found[f"{prefix}-labels-idx1-ubyte"] = idx_file(answers)
     return found
 
 
-def _idx_header(array: np.ndarray) -> bytes:
-    """Two zero bytes, type 8 (uint8), number of dimensions, each dimension as big-endian int32."""
-    return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">i4").tobytes()
+def idx_file(array: np.ndarray) -> bytes:
+    """uint8 values as IDX: two zero bytes, type 8 (uint8), number of dimensions, each as big-endian int32, values."""
+    return bytes([0, 0, 8, array.ndim]) + np.asarray(array.shape, ">i4").tobytes() + array.tobytes()
 
 
 def gunzip(packed: bytes, *, limit: int, name: str = "download") -> bytes:

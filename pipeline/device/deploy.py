@@ -75,8 +75,7 @@ def run(
 
 def shipped(release: Path) -> list[Artifact]:
     """The ONNX files of a folder, or the one that is named, unaltered. UsageError if there is none."""
-    if absent := installs.missing(["onnxruntime"]):
-        raise UsageError(f"deploy needs {absent[0]}, which isn't installed: {installs.line(absent)}")
+    installs.require("deploy", ["onnxruntime"])
     there = lookup.forms(release) if release.is_dir() else [artifact.read(release)]
     found = [form for form in there if form.kind in build.ELEMENTS]
     if not found:

@@ -8,7 +8,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifact, console, cuda, experiments, installs, jetson, machine, runtimes, stages
+from pipeline import artifact, console, cuda, delivery, experiments, installs, jetson, machine, runtimes, stages
 from pipeline import tensorrt_library as tensorrt
 from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
@@ -54,9 +54,9 @@ def _onnxruntime() -> dict[str, Any] | None:
 
 
 def _commands() -> list[dict[str, Any]]:
-    """Stages and experiments. What takes any form needs what the form does: see there."""
-    modules = [package.get(name) for package in (stages, experiments) for name in package.names()]
-    return [_able(f"pipeline {stages.title(module)}", module) for module in modules]
+    """Stages, what hands a model over, experiments. What takes any form needs what the form does: see there."""
+    modules = [package.get(name) for package in (stages, delivery, experiments) for name in package.names()]
+    return [_able(f"pipeline {stages.title(module).replace('_', '-')}", module) for module in modules]
 
 
 def _compilers() -> list[dict[str, Any]]:

@@ -1,0 +1,143 @@
+"""A folder of artifacts in, a release out: files, proof, card, report, test set, digests, signature, one archive."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pipeline
+from pipeline import artifact, console, dataset, installs, lookup
+from pipeline.artifact import Artifact
+from pipeline.dataset import Split
+from pipeline.errors import CheckFailed
+from pipeline.release import contents, files, measures, pages, provenance, signing, triton
+from pipeline.release.contents import Contents
+from pipeline.stages import Data
+
+KIND = "release"
+NEEDS = ("onnxruntime", "matplotlib", "jinja2", "PIL")
+ABOUT, TEST_SET = "release.json", "test-set.npz"
+
+
+def run(
+    folder: Path = Path("artifacts"),
+    *,
+    out: Annotated[Path, "Folder for the release's folder and its archive."] = Path("release"),
+    data: Data,
+    format: Annotated[Literal["folder", "triton"], "triton: a model repository of Triton Inference Server."] = "folder",
+    sign_key: Annotated[
+        Path | None, "Elliptic-curve private key (PEM) to sign with: model-signing's model.sig."
+    ] = None,
+    sigstore: Annotated[bool, "Sign with one's identity instead, by Sigstore; needs a network."] = False,
+    builder: Annotated[str, "Who builds, as a URI, for the provenance statement."] = "urn:edge-pipeline:local",
+    unverified: Annotated[bool, "Ship what isn't proven, marked as unverified everywhere."] = False,
+) -> Artifact:
+    """Gather a release: the ONNX files with their records and proof, card, report, test set, provenance, one archive.
+
+    The same artifacts and code give the same archive, byte for byte. The files are run once more over the test set.
+
+    Raises CheckFailed if verification is missing, failed, or was made for other bytes; only --unverified ships then,
+    and the name, card, report, provenance and release.json say so.
+    """
+    installs.require("ship", NEEDS)
+    if sign_key or sigstore:
+        signing.needed()
+    if sign_key:
+        signing.private_key(sign_key)
+    lookup.check_writable(out)
+    found = contents.gather(folder)
+    split = dataset.test(data)
+    answers = measures.answers(found.forms, split)
+    against = found.against or measures.against(answers, split, found.verification, found.model["gate"])
+    if against and not unverified:
+        raise CheckFailed(f"{'; '.join(against)}; --unverified ships it, marked as such")
+    if unverified and not against:
+        console.say("--unverified: nothing stands against this release; it is shipped as verified")
+    name = "-".join([found.model["name"], found.model["version"], *["triton"] * (format == "triton")])
+    name += "-unverified" * bool(against)
+    made = _triton(found) if format == "triton" else _folder(found, against, split, measures.summary(answers, split))
+    made[ABOUT] = _json(_about(found, against, format))
+    made["LICENSE"] = _licence()
+    made["provenance.json"] = _json(provenance.statement(found, made, builder, not against))
+    target = out / name
+    earlier = target / files.SIGNATURE
+    signature = earlier.read_bytes() if earlier.is_file() else b""
+    files.write(target, made)
+    _sign(target, sign_key, sigstore, signature)
+    return artifact.write(
+        out / f"{name}{files.ARCHIVE}",
+        files.pack(target),
+        kind=KIND,
+        parents=[*found.forms, *found.reports],
+        options={"format": format, "builder": builder, "signed": bool(sign_key or sigstore)},
+        versions=artifact.versions("numpy", "onnx", "matplotlib", "jinja2", "pillow"),
+        facts={**_about(found, against, format), "folder": str(target), "files": len(files.names(target))},
+    )
+
+
+def _folder(found: Contents, against: list[str], split: Split, measured: dict[str, Any]) -> dict[str, bytes]:
+    """The release that people, `deploy` and model hubs read."""
+    made = {}
+    for each in [*found.forms, *found.reports]:
+        made[each.name] = artifact.content(each)
+    for each in [*found.ancestors, *found.forms, *found.reports]:
+        record = artifact.sidecar(each.path)
+        made[record.name] = record.read_bytes()
+    made[TEST_SET] = dataset.pack(split)
+    made["report.html"] = pages.report(found, against, split, measured, provenance.code())
+    card = pages.card(found, against, made)
+    return made | {"MODEL_CARD.md": card, "README.md": card}  # the latter is where model hubs look
+
+
+def _triton(found: Contents) -> dict[str, bytes]:
+    """The model repository; beside its models only what Triton passes over: files."""
+    made = triton.files(found.forms)
+    for each in [found.verification, found.latency]:
+        if each:
+            made[each.name] = artifact.content(each)
+    return made
+
+
+def _about(found: Contents, against: list[str], format: str) -> dict[str, Any]:
+    return {
+        "kind": KIND,
+        "model": found.model["name"],
+        "version": found.model["version"],
+        "format": format,
+        "verified": not against,
+        "against": against,
+        "made_by": f"edge-pipeline {pipeline.__version__}",
+    }
+
+
+def _sign(folder: Path, key: Path | None, sigstore: bool, earlier: bytes) -> None:
+    if sigstore:
+        signing.sign_keyless(folder)
+    elif key and earlier and signing.still_signs(folder, earlier, key):
+        (folder / files.SIGNATURE).write_bytes(earlier)  # so that the archive's bytes stay, too
+    elif key:
+        signing.sign(folder, key)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _licence() -> bytes:
+    """The project's licence: beside the sources, or in the installed distribution's metadata."""
+    from importlib import metadata
+
+    beside = Path(pipeline.__file__).parents[1] / "LICENSE"
+    if beside.is_file():
+        return beside.read_bytes()
+    listed = metadata.files("edge-pipeline") or []
+    return next(path for path in listed if path.name == "LICENSE").read_binary()
+
+
+def show(release: Artifact) -> None:
+    """What is in it, and the one line that the receiver needs."""
+    facts = release.facts
+    state = "verified" if facts["verified"] else f"UNVERIFIED: {'; '.join(facts['against'])}"
+    signed = "signed" if release.options["signed"] else "not signed"
+    console.result(f"{facts['folder']}: {facts['model']} {facts['version']}, {facts['files']} files, {signed}; {state}")

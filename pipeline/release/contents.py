@@ -1,0 +1,134 @@
+"""A folder of artifacts in, what goes into a release out: forms, records, proof, and whatever stands against shipping.
+
+Every file is held against its record first; an altered one never ships. What stands against it beyond that (the
+verification is missing, failed, or was made for other bytes) is listed, expected and received.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifact, mnist
+from pipeline.artifact import Artifact
+from pipeline.errors import UsageError
+from pipeline.stages import bench, export, half, train, verify
+
+FORMS = (export.KIND, half.KIND)  # the kinds that ship: an engine is for one device and made there
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a folder has for a release. `ancestors` are records alone: their files stay at home."""
+
+    forms: list[Artifact]
+    ancestors: list[Artifact]
+    verification: Artifact | None
+    latency: Artifact | None
+    history: Artifact | None
+    against: list[str] = field(default_factory=list)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return self.forms[0].facts["model"]
+
+    @property
+    def reports(self) -> list[Artifact]:
+        return [each for each in (self.verification, self.latency, self.history) if each]
+
+
+def gather(folder: Path) -> Contents:
+    """The ONNX files of a folder with their records, proof and latency.
+
+    Raises UsageError if there is no ONNX file, or several models' are there; CheckFailed if anything is altered.
+    """
+    there = [artifact.read(path) for path in artifact.recorded(folder)]
+    forms = sorted((each for each in there if each.kind in FORMS), key=lambda form: FORMS.index(form.kind))
+    if not forms:
+        raise UsageError(f"{folder}: expected an ONNX file to ship, with its record; `pipeline run` makes it")
+    if len({form.kind for form in forms}) < len(forms):
+        names = ", ".join(form.name for form in forms)
+        raise UsageError(f"{folder}: expected one file of a kind to ship, received {names}")
+    named = {each.name: each for each in there}
+    history = named.get(train.HISTORY.format(model=forms[0].facts["model"]["name"]))
+    found = Contents(forms, _ancestors(forms, folder), named.get(verify.FILE), named.get(bench.FILE), history)
+    return Contents(**{**vars(found), "against": list(_against(found, folder))})
+
+
+def _ancestors(forms: list[Artifact], folder: Path) -> list[Artifact]:
+    """The records of what the forms were made from, nearest last."""
+    found: list[Artifact] = []
+    line, known = list(forms), {form.name for form in forms}
+    while line:
+        for name in line.pop().parents:
+            path = folder / name
+            if name not in known and artifact.sidecar(path).is_file():
+                known.add(name)
+                found.insert(0, artifact.recall(path))
+                line.append(found[0])
+    return found
+
+
+def _against(found: Contents, folder: Path) -> Iterator[str]:
+    yield from chain_breaks([*found.ancestors, *found.forms])
+    if found.verification is None:
+        yield f"{folder / verify.FILE}: missing: expected the proof of these files; `pipeline verify {folder}` makes it"
+    else:
+        yield from proof_gaps(found.verification, found.forms)
+    if found.latency is None:
+        yield f"{folder / bench.FILE}: missing: expected these files' latency; `pipeline bench {folder}` measures it"
+    else:
+        yield from _other_bytes(found.latency, found.forms, "pipeline bench")
+
+
+def chain_breaks(line: list[Artifact]) -> Iterator[str]:
+    """Where records, oldest first, don't hold each other: from the pixels to each form."""
+    by_name = {each.name: each for each in line}
+    for each in line:
+        for parent, sha in each.parents.items():
+            if parent in by_name and by_name[parent].sha256 != sha:
+                received = by_name[parent].sha256
+                yield f"{each.name}: made from another {parent}: expected sha256 {sha}, received {received}"
+    roots = [each for each in line if not by_name.keys() & each.parents.keys()]
+    for root in roots:
+        if root.kind != train.KIND:
+            yield f"{root.name}: expected the record of what it was made from, {', '.join(root.parents) or 'unnamed'}"
+        elif not root.parents or not root.parents.items() <= mnist.FILES.items():
+            yield f"{root.name}: trained on {root.parents or 'nothing on record'}: expected the published MNIST files"
+
+
+def proof_gaps(verification: Artifact, forms: list[Artifact]) -> Iterator[str]:
+    """Why a verification doesn't prove that these files reach their model's gate on its test set."""
+    facts, name = verification.facts, verification.path or verification.name
+    try:
+        written = json.loads(artifact.content(verification))
+    except ValueError:
+        written = None
+    if written != facts:
+        yield f"{name}: says other than its record: expected what `pipeline verify` wrote"
+        return
+    gate, reference = forms[0].facts["model"]["gate"], forms[0].facts["reference"]
+    if not facts["passed"] or facts["failures"]:
+        yield f"{name}: failed: {'; '.join(facts['failures']) or 'no reason on record'}"
+    if facts["gate"] < gate:
+        yield f"{name}: was held against a gate of {facts['gate']:.2%}: expected the model's {gate:.2%}"
+    if facts["data"]["sha256"] != reference["sha256"]:
+        yield (
+            f"{name}: was made with {facts['data']['name']}, {facts['data']['images']} images: expected "
+            f"{reference['name']}, {reference['n']} images"
+        )
+    yield from _other_bytes(verification, forms, "pipeline verify")
+
+
+def _other_bytes(report: Artifact, forms: list[Artifact], makes: str) -> Iterator[str]:
+    for form in forms:
+        rows = {row["sha256"] for row in report.facts["rows"] if row["form"] == form.name}
+        made_for = report.parents.get(form.name)
+        if made_for != form.sha256 or rows != {form.sha256}:
+            yield (
+                f"{report.path}: was made for other bytes of {form.name}: expected sha256 {form.sha256}, received "
+                f"{made_for or 'none'}; `{makes}` makes it anew"
+            )

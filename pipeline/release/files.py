@@ -1,0 +1,173 @@
+"""A release's files as bytes in, a folder with SHA256SUMS and one archive out; and the check of either.
+
+The archive has the same bytes whenever the files have: sorted names, no times, no owners.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from pipeline.errors import CheckFailed, UsageError
+
+SUMS, SIGNATURE = "SHA256SUMS", "model.sig"
+ARCHIVE = ".tar.gz"
+IGNORED = {".git", ".gitattributes"}  # what a model hub adds; model-signing leaves them out, too
+LIMIT = 1 << 28  # bytes that an archive may unpack to, and files it may have
+MOST = 1000
+
+
+def sums(files: Mapping[str, bytes]) -> bytes:
+    """The content of SHA256SUMS, as `sha256sum -c` reads it."""
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
+    return "".join(lines).encode()
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a release's folder with its SHA256SUMS, in place of an earlier release there.
+
+    UsageError if something else is there: only what has a SHA256SUMS is replaced.
+    """
+    if folder.exists() and not (folder / SUMS).is_file():
+        raise UsageError(f"{folder}: is there already and is no release: expected a free name; move it or give --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, content in {**files, SUMS: sums(files)}.items():
+            path = part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        part.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def pack(folder: Path) -> bytes:
+    """The folder as a `.tar.gz`: every file below the folder's name."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in names(folder):
+            content = (folder / name).read_bytes()
+            member = tarfile.TarInfo(f"{folder.name}/{name}")
+            member.size, member.mode = len(content), 0o644
+            archive.addfile(member, io.BytesIO(content))
+    return gzip.compress(packed.getvalue(), mtime=0)
+
+
+def names(folder: Path) -> list[str]:
+    """The files of a folder, below it, sorted; CheckFailed at anything that is neither file nor folder."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if name.parts[0] in IGNORED:
+            continue
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise CheckFailed(f"{path}: is a link or no plain file: expected plain files alone in a release")
+        if path.is_file():
+            found.append(name.as_posix())
+    return found
+
+
+def check(folder: Path) -> dict[str, str]:
+    """Hold every file of a release against SHA256SUMS; gives sha256 by name. The signature isn't among them.
+
+    Raises CheckFailed, naming each file that was altered, is missing or doesn't belong; UsageError if it is no release.
+    """
+    if not (folder / SUMS).is_file():
+        raise UsageError(f"{folder}: has no {SUMS}: expected a release, as `pipeline ship` makes it")
+    raw = (folder / SUMS).read_bytes()
+    expected = _listed(raw, folder / SUMS)
+    there = set(names(folder)) - {SUMS, SIGNATURE}
+    received = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
+    wrong = [f"{name}: missing" for name in sorted(expected.keys() - there)]
+    wrong += [f"{name}: not in {SUMS}, so no part of the release" for name in sorted(there - expected.keys())]
+    for name in sorted(there & expected.keys()):
+        if received[name] != expected[name]:
+            wrong.append(f"{name}: altered: expected sha256 {expected[name]}, received {received[name]}")
+    if wrong:
+        raise CheckFailed(f"{folder}: {'; '.join(wrong)}")
+    return expected
+
+
+def _listed(raw: bytes, path: Path) -> dict[str, str]:
+    """Anything but the very bytes that `sums` gives counts as altered."""
+    try:
+        pairs = [line.split("  ", 1) for line in raw.decode().splitlines()]
+        expected = {name: digest for digest, name in pairs}
+    except ValueError as error:
+        raise CheckFailed(f"{path}: altered: is no list of digests and names") from error
+    safe = all(PurePosixPath(name).parts and _inside(name) for name in expected)
+    digests = all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in expected.values())
+    again = "".join(f"{digest}  {name}\n" for name, digest in sorted(expected.items())).encode()
+    if not (expected and safe and digests and again == raw):
+        raise CheckFailed(f"{path}: altered: is no sorted list of sha256 and names inside the folder")
+    return expected
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "\\" not in name and path.as_posix() == name
+
+
+@contextlib.contextmanager
+def opened(release: Path) -> Iterator[Path]:
+    """A release's folder: itself, or an archive unpacked for as long as this lasts."""
+    if release.is_dir() or not release.is_file():
+        if not release.exists():
+            raise UsageError(f"{release}: no such folder or archive")
+        yield release
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield unpack(release, Path(scratch))
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a path is to be unpacked before it is looked at."""
+    return path.is_file() and path.name.endswith(ARCHIVE)
+
+
+def unpack(archive: Path, target: Path) -> Path:
+    """Unpack an archive that `pack` made into `target`; gives the one folder in it.
+
+    Writes nothing outside `target`: a link, an absolute name, `..`, over 256 MiB or over 1,000 files is a CheckFailed
+    before anything is written.
+    """
+    files: dict[str, bytes] = {}
+    damaged = f"{archive}: is no whole release archive"
+    try:
+        with gzip.open(archive) as packed:
+            content = packed.read(LIMIT + 1)
+        if len(content) > LIMIT:
+            raise CheckFailed(f"{archive}: unpacks to more than {LIMIT} bytes: is no release")
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+            for member in tar:
+                if not member.isfile() or not _inside(member.name) or "/" not in member.name or len(files) >= MOST:
+                    raise CheckFailed(f"{damaged}: {member.name!r} is a link, lies outside or doesn't belong")
+                if member.name in files or member.sparse:
+                    raise CheckFailed(f"{damaged}: {member.name!r} is there twice or with holes")
+                files[member.name] = tar.extractfile(member).read()
+    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, OverflowError) as error:
+        raise CheckFailed(f"{damaged}: {error}") from error
+    roots = {name.split("/", 1)[0] for name in files}
+    if len(roots) != 1:
+        raise CheckFailed(f"{damaged}: expected one folder in it, received {', '.join(sorted(roots)) or 'none'}")
+    for name, data in files.items():
+        path = target / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as error:
+            raise CheckFailed(f"{damaged}: {name!r} is both file and folder") from error
+    return target / roots.pop()

@@ -1,0 +1,138 @@
+"""A release's contents in, the pages that people read out: MODEL_CARD.md and report.html. Templates hold the words."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline import statistics
+from pipeline.artifact import Artifact
+from pipeline.dataset import Split
+from pipeline.release import charts
+from pipeline.release.contents import Contents
+from pipeline.stages import train
+
+HUBS = {"mnist": "ylecun/mnist"}  # a data set's name on Hugging Face
+
+
+def card(contents: Contents, against: list[str], digests: Mapping[str, str]) -> bytes:
+    """MODEL_CARD.md: what the model is, how to feed it, how good it is; with the YAML head that model hubs read."""
+    rows = contents.verification.facts["rows"] if contents.verification else []
+    shipped = {form.name for form in contents.forms}
+    return _render(
+        "model_card.md.j2",
+        model=contents.model,
+        forms=contents.forms,
+        rows=[row for row in rows if row["form"] in shipped],
+        latency=_latency(contents),
+        verification=contents.verification and contents.verification.facts,
+        training=_training(contents),
+        dataset=HUBS.get(contents.model["dataset"], contents.model["dataset"]),
+        against=against,
+        digests=digests,
+    )
+
+
+def report(
+    contents: Contents, against: list[str], split: Split, measured: dict[str, Any], code: dict[str, Any]
+) -> bytes:
+    """report.html: one file that shows how the model was made, how it behaves and where it errs."""
+    verification = contents.verification.facts if contents.verification else None
+    latency = contents.latency.facts if contents.latency else None
+    training = _training(contents)
+    line = [*contents.ancestors, *contents.forms]
+    return _render(
+        "report.html.j2",
+        model=contents.model,
+        against=against,
+        verification=verification,
+        latency=latency,
+        latency_rows=_latency(contents),
+        layers=layer_table(training.facts["layers"], contents.model["input"]) if training else [],
+        training=training,
+        line=line,
+        pixels={n: sha for each in line for n, sha in each.parents.items() if n not in {other.name for other in line}},
+        reports=contents.reports,
+        measured=measured,
+        images={row["index"]: _png(split.images[row["index"], 0]) for row in measured["mistakes"]},
+        interval=statistics.wilson,
+        code=code,
+        charts=_charts(contents, measured),
+    )
+
+
+def layer_table(described: list[dict[str, Any]], shape: list[int]) -> list[tuple[str, list[int], int]]:
+    """A checkpoint's layers as on record to (type, output shape, parameters) each; `shape` is the input's [c, h, w].
+
+    Source of the shapes: PyTorch's documentation of Conv2d and of the pooling layers.
+    """
+    rows, (channels, *size) = [], shape
+    for layer in described:
+        parameters = 0
+        if "kernel_size" in layer:
+            size = [_out(edge, layer, axis) for axis, edge in enumerate(size)]
+        if layer["layer"] == "Conv2d":
+            inputs, channels = layer["in_channels"], layer["out_channels"]
+            parameters = channels * (inputs // layer["groups"] * int(np.prod(layer["kernel_size"])) + layer["bias"])
+        elif layer["layer"] == "BatchNorm2d":
+            parameters = 2 * layer["num_features"]
+        rows.append((layer["layer"], [channels, *size], parameters))
+    return rows
+
+
+def _out(edge: int, layer: Mapping[str, Any], axis: int) -> int:
+    def of(name: str, default: int) -> int:
+        value = layer.get(name, default)
+        return value[axis] if isinstance(value, list) else value
+
+    reach = of("dilation", 1) * (of("kernel_size", 1) - 1) + 1
+    return (edge + 2 * of("padding", 0) - reach) // of("stride", 1) + 1
+
+
+def _training(contents: Contents) -> Artifact | None:
+    return next((each for each in contents.ancestors if each.kind == train.KIND), None)
+
+
+def _latency(contents: Contents) -> list[dict[str, Any]]:
+    """What was timed at the smallest batch."""
+    rows = contents.latency.facts["rows"] if contents.latency else []
+    least = min((row["batch"] for row in rows), default=1)
+    return [row for row in rows if row["batch"] == least]
+
+
+def _charts(contents: Contents, measured: dict[str, Any]) -> dict[str, str]:
+    drawn = {"calibration": charts.calibration(measured["calibration"]["bins"])}
+    if contents.history:
+        text = contents.history.path.read_text(encoding="utf-8")
+        history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+        drawn["training"] = charts.training(history)
+    if contents.verification:
+        drawn["accuracy"] = charts.accuracy(contents.verification.facts["rows"], contents.model["gate"])
+    if timed := _latency(contents):
+        drawn["latency"] = charts.latency(timed)
+    return drawn
+
+
+def _png(image: np.ndarray) -> str:
+    """An image as a data URI."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _render(template: str, **values: Any) -> bytes:
+    import jinja2
+
+    loader = jinja2.PackageLoader("pipeline", "pages")
+    settings = {"autoescape": template.endswith(".html.j2"), "undefined": jinja2.StrictUndefined}
+    page = jinja2.Environment(
+        loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, **settings
+    )
+    return page.get_template(template).render(**values).encode()

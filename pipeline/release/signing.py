@@ -1,0 +1,143 @@
+"""A release's folder in, an OpenSSF model signature out, and its check: `model-signing`, with a key or keyless."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline import installs
+from pipeline.errors import CheckFailed, UsageError
+from pipeline.release.files import SIGNATURE
+
+
+def needed() -> None:
+    """UsageError, before any work is done, if signatures can't be made or checked here."""
+    installs.require("a signature", ["model_signing", "OpenSSL"])
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Sign every file of a folder with an elliptic-curve private key (PEM). UsageError if that is none."""
+    needed()
+    import model_signing
+
+    private_key(key)
+    config = model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
+    config.set_hashing_config(_hashing(folder)).sign(folder, folder / SIGNATURE)
+    return folder / SIGNATURE
+
+
+def sign_keyless(folder: Path) -> Path:
+    """Sign with Sigstore: a certificate for one's identity (a browser opens, or CI's token), in its public log."""
+    needed()
+    import model_signing
+
+    try:
+        config = model_signing.signing.Config().use_sigstore_signer()
+        config.set_hashing_config(_hashing(folder)).sign(folder, folder / SIGNATURE)
+    except Exception as error:  # whatever network, browser and identity provider come up with
+        line = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--sigstore: Sigstore can't be reached or gave no identity; --sign-key needs none: {line}"
+        ) from error
+    return folder / SIGNATURE
+
+
+def verify(folder: Path, public_key: Path) -> None:
+    """Check the signature of every file of a folder. CheckFailed names what differs; nothing is trusted before that."""
+    needed()
+    import model_signing
+
+    signature = _signature(folder)
+    _public_key(public_key)
+    try:
+        model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
+    except Exception as error:  # a signature that isn't one fails in the libraries below in many ways
+        line = " ".join(str(error).split())[:400] or type(error).__name__
+        raise CheckFailed(f"{signature}: expected a signature by {public_key} for these files: {line}") from error
+
+
+def verify_keyless(folder: Path, identity: str, issuer: str) -> None:
+    """Check a Sigstore signature: made by this identity, which this OpenID Connect issuer vouched for."""
+    needed()
+    import model_signing
+
+    signature = _signature(folder)
+    try:
+        config = model_signing.verifying.Config().use_sigstore_verifier(identity=identity, oidc_issuer=issuer)
+        config.verify(folder, signature)
+    except Exception as error:
+        line = " ".join(str(error).split())[:400] or type(error).__name__
+        raise CheckFailed(f"{signature}: expected a signature by {identity} for these files: {line}") from error
+
+
+def private_key(path: Path) -> Any:
+    """The elliptic-curve key in a PEM file. UsageError, which says how to make one, if there is none."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    how = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out pub.pem"
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"--sign-key {path}: expected an unencrypted elliptic-curve key in PEM; make one: {how}"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UsageError(f"--sign-key {path}: expected an elliptic-curve key, received {type(key).__name__}; {how}")
+    return key
+
+
+def still_signs(folder: Path, signature: bytes, key: Path) -> bool:
+    """Whether an earlier signature by this key holds for a folder: it is kept then, since each signing gives others."""
+    import model_signing
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    public = private_key(key).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    with tempfile.TemporaryDirectory() as scratch:
+        kept, pem = Path(scratch) / SIGNATURE, Path(scratch) / "pub.pem"
+        kept.write_bytes(signature)
+        pem.write_bytes(public)
+        try:
+            _canonical(kept)
+            model_signing.verifying.Config().use_elliptic_key_verifier(public_key=pem).verify(folder, kept)
+        except Exception:
+            return False
+    return True
+
+
+def _hashing(folder: Path) -> Any:
+    import model_signing
+
+    return model_signing.hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=True)
+
+
+def _signature(folder: Path) -> Path:
+    if not (folder / SIGNATURE).is_file():
+        raise CheckFailed(f"{folder}: is not signed: expected {SIGNATURE} in it")
+    _canonical(folder / SIGNATURE)
+    return folder / SIGNATURE
+
+
+def _canonical(path: Path) -> None:
+    """Decoders of base64 pass over stray bytes, so that one signature could be written in many ways; here, in one."""
+    altered = CheckFailed(f"{path}: altered: is not a signature as it was written")
+    try:
+        raw = path.read_bytes()
+        envelope = json.loads(raw)["dsseEnvelope"]
+        for text in (envelope["payload"], *(each["sig"] for each in envelope["signatures"])):
+            if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
+                raise altered
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise altered from error
+
+
+def _public_key(path: Path) -> None:
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--public-key {path}: expected a public key in PEM: {error}") from error

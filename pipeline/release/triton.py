@@ -1,0 +1,56 @@
+"""Forms in, the files of a Triton Inference Server model repository out: one model a form, version 1.
+
+The format: https://docs.nvidia.com/deeplearning/triton-inference-server/ (model repository, model configuration).
+Dimensions and types are read off each file, so that the configuration can't say other than the model.
+"""
+
+from __future__ import annotations
+
+from pipeline import artifact, onnx_file
+from pipeline.artifact import Artifact
+
+TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
+LARGEST = 64  # images that the server may put into one request
+DELAY = 100  # microseconds that a request waits for others to join it
+
+CONFIG = """\
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {largest}
+input [ {{ name: "{image[0]}", data_type: {image[1]}, dims: {image[2]} }} ]
+output [ {{ name: "{logits[0]}", data_type: {logits[1]}, dims: {logits[2]}, label_filename: "labels.txt" }} ]
+dynamic_batching {{ preferred_batch_size: [ 8, {largest} ], max_queue_delay_microseconds: {delay} }}
+model_warmup [ {{
+  name: "{largest} images", batch_size: {largest}
+  inputs {{ key: "{image[0]}", value: {{ data_type: {image[1]}, dims: {image[2]}, zero_data: true }} }}
+}} ]
+"""
+
+
+def files(forms: list[Artifact]) -> dict[str, bytes]:
+    """The repository's files by name: `MODEL/config.pbtxt`, `MODEL/labels.txt`, `MODEL/1/model.onnx`."""
+    found = {}
+    for form in forms:
+        name = form.name.removesuffix(".onnx").replace(".", "_")
+        labels = "\n".join(form.facts["model"]["classes"]) + "\n"
+        found |= {
+            f"{name}/config.pbtxt": config(name, form).encode(),
+            f"{name}/labels.txt": labels.encode(),
+            f"{name}/1/model.onnx": artifact.content(form),
+        }
+    return found
+
+
+def config(name: str, form: Artifact) -> str:
+    """A form's `config.pbtxt`. The batch dimension isn't named in it: `max_batch_size` stands for it."""
+    graph = onnx_file.load(form).graph
+    image, logits = (_tensor(value) for value in (graph.input[0], graph.output[0]))
+    return CONFIG.format(name=name, largest=LARGEST, delay=DELAY, image=image, logits=logits)
+
+
+def _tensor(value: onnx_file.ValueInfoProto) -> tuple[str, str, list[int]]:
+    import onnx
+
+    kind = value.type.tensor_type
+    element = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return value.name, TYPES[element], [dim.dim_value for dim in kind.shape.dim[1:]]
