@@ -78,6 +78,16 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "artifacts"
 
 
+@pytest.fixture(scope="session")
+def shipped(release: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pipeline ship` makes of the committed files: the folder and its archive. Don't write to it."""
+    from pipeline.delivery import ship
+
+    out = tmp_path_factory.mktemp("shipped")
+    ship.run(release, out=out, data=data)
+    return out
+
+
 def flip(path: Path, offset: int = -1) -> None:
     """Alter one byte of a file."""
     content = bytearray(path.read_bytes())

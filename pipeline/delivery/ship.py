@@ -11,13 +11,12 @@ from pipeline import artifact, console, dataset, installs, lookup
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
 from pipeline.errors import CheckFailed
-from pipeline.release import contents, files, measures, pages, provenance, signing, triton
+from pipeline.release import contents, files, inspection, measures, pages, provenance, signing, triton
 from pipeline.release.contents import Contents
 from pipeline.stages import Data
 
 KIND = "release"
 NEEDS = ("onnxruntime", "matplotlib", "jinja2", "PIL")
-ABOUT, TEST_SET = "release.json", "test-set.npz"
 
 
 def run(
@@ -57,7 +56,7 @@ def run(
     name = "-".join([found.model["name"], found.model["version"], *["triton"] * (format == "triton")])
     name += "-unverified" * bool(against)
     made = _triton(found) if format == "triton" else _folder(found, against, split, measures.summary(answers, split))
-    made[ABOUT] = _json(_about(found, against, format))
+    made[inspection.ABOUT] = _json(_about(found, against, format))
     made["LICENSE"] = _licence()
     made["provenance.json"] = _json(provenance.statement(found, made, builder, not against))
     target = out / name
@@ -84,7 +83,7 @@ def _folder(found: Contents, against: list[str], split: Split, measured: dict[st
     for each in [*found.ancestors, *found.forms, *found.reports]:
         record = artifact.sidecar(each.path)
         made[record.name] = record.read_bytes()
-    made[TEST_SET] = dataset.pack(split)
+    made[files.TEST_SET] = dataset.pack(split)
     made["report.html"] = pages.report(found, against, split, measured, provenance.code())
     card = pages.card(found, against, made)
     return made | {"MODEL_CARD.md": card, "README.md": card}  # the latter is where model hubs look

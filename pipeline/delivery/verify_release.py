@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pipeline import artifact, console
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.release import contents, files, signing
+from pipeline.release import files, inspection
+from pipeline.release.inspection import PublicKey
 
 KIND = "release-check"
-ABOUT = "release.json"
-
-PublicKey = Annotated[Path | None, "Public key (PEM), had from elsewhere, of whoever should have signed."]
 
 
 def run(
@@ -32,50 +29,13 @@ def run(
     if bool(identity) != bool(issuer):
         raise UsageError("--identity and --issuer belong together: expected both or none")
     with files.opened(release) as folder:
-        facts = inspect(folder, public_key, identity, issuer)
+        facts = inspection.inspect(folder, public_key, identity, issuer)
     if not facts["verified"] and not allow_unverified:
         raise CheckFailed(
             f"{release}: is marked as unverified: {'; '.join(facts['against'])}; --allow-unverified accepts it"
         )
     sha, size = (artifact.digest(release), release.stat().st_size) if release.is_file() else (facts["sums_sha256"], 0)
     return Artifact(None, KIND, sha, size, facts=facts)
-
-
-def inspect(
-    folder: Path, public_key: Path | None, identity: str | None = None, issuer: str | None = None
-) -> dict[str, Any]:
-    """What holds about a release's folder: its files, who signed, what it says of itself, proven again from records."""
-    digests = files.check(folder)
-    if public_key:
-        signing.verify(folder, public_key)
-    if identity and issuer:
-        signing.verify_keyless(folder, identity, issuer)
-    about = _about(folder)
-    if about["format"] == "folder":
-        against = contents.gather(folder).against
-        if against and about["verified"]:
-            raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
-    return {
-        **{name: about[name] for name in ("model", "version", "format", "verified", "against")},
-        "files": len(digests),
-        "sums_sha256": artifact.digest(folder / files.SUMS),
-        "signature": "checked"
-        if public_key or identity
-        else "not checked"
-        if (folder / files.SIGNATURE).is_file()
-        else "none",
-    }
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    wrong = CheckFailed(f"{folder / ABOUT}: expected what `pipeline ship` says of a release")
-    try:
-        about = json.loads((folder / ABOUT).read_bytes())
-        if not {"model", "version", "format", "verified", "against"} <= about.keys():
-            raise wrong
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise wrong from error
-    return about
 
 
 def show(check: Artifact) -> None:

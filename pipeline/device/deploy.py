@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,9 @@ from pipeline import artifact, console, cuda, installs, lookup, tensorrt_library
 from pipeline.artifact import Artifact
 from pipeline.device import doctor
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.stages import TestData, bench, build, verify
+from pipeline.release import files, inspection
+from pipeline.release.inspection import PublicKey
+from pipeline.stages import DEFAULTS, bench, build, verify
 
 KIND, FILE = "device-report", "device-report.json"
 
@@ -19,7 +22,10 @@ def run(
     release: Path,
     *,
     out: Annotated[Path, "Folder for the engines and the reports."] = Path("device"),
-    data: TestData,
+    data: Annotated[
+        Path | None, "Labelled images, as for verify; by default the release's own test set, else data/."
+    ] = None,
+    public_key: PublicKey = None,
     runtime: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "none"],
         "What builds engines. auto: the one that is installed, and none, with a word, where there is no GPU.",
@@ -29,14 +35,50 @@ def run(
     threads: Annotated[int, "Threads a request may use on the CPU."] = 1,
     quick: Annotated[bool, "A twelfth of the requests: for a look, not for a claim."] = False,
 ) -> Artifact:
-    """Take a release, or one ONNX file, into use on this device: check, build, verify, bench, report.
+    """Take a release, its archive, or one ONNX file, into use on this device: check, build, verify, bench, report.
 
-    Every byte is held against its record first. Then TensorRT builds an engine of each file for the GPU that is here,
-    the test set goes through files and engines, and each is timed. No torch, no network where --data has the test set.
+    Signature (with --public-key) and every byte are checked before anything is loaded. Then TensorRT builds an engine
+    of each file for the GPU that is here, the test set goes through files and engines, and each is timed. No torch, no
+    network where the release has its test set.
 
     Raises CheckFailed, with the report in it, where a form doesn't pass.
     """
-    forms = shipped(release)
+    installs.require("deploy", ["onnxruntime"])
+    with contextlib.ExitStack() as unpacked:
+        folder = unpacked.enter_context(files.opened(release)) if files.is_archive(release) else release
+        about = _inspected(folder, public_key)
+        asked = {"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick}
+        return _deployed(shipped(folder), out, data or _test_set(folder), about, **asked)
+
+
+def _inspected(folder: Path, public_key: Path | None) -> dict[str, Any] | None:
+    """What holds about a release; None for files that are none. Says so if it is marked as unverified."""
+    if not public_key and not (folder / files.SUMS).is_file():
+        return None
+    about = inspection.inspect(folder, public_key)
+    if not about["verified"]:
+        console.say(f"{folder}: is marked as unverified: {'; '.join(about['against'])}")
+    return about
+
+
+def _test_set(folder: Path) -> Path:
+    there = folder / files.TEST_SET
+    return there if there.is_file() else DEFAULTS["data"]
+
+
+def _deployed(
+    forms: list[Artifact],
+    out: Path,
+    data: Path,
+    about: dict[str, Any] | None,
+    *,
+    runtime: str,
+    gate: float | None,
+    batch: tuple[int, ...],
+    threads: int,
+    quick: bool,
+) -> Artifact:
+    """Build, verify, bench; the report of it."""
     lookup.check_writable(out)
     engines, why_none = _engines(forms, out, runtime, max(64, *batch))
     failure = None
@@ -49,6 +91,7 @@ def run(
     latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
     facts = {
         **doctor.about(),
+        "release": about,
         "model": verification.facts["model"],
         "passed": failure is None,
         "failures": verification.facts["failures"],
@@ -75,7 +118,6 @@ def run(
 
 def shipped(release: Path) -> list[Artifact]:
     """The ONNX files of a folder, or the one that is named, unaltered. UsageError if there is none."""
-    installs.require("deploy", ["onnxruntime"])
     there = lookup.forms(release) if release.is_dir() else [artifact.read(release)]
     found = [form for form in there if form.kind in build.ELEMENTS]
     if not found:

@@ -7,4 +7,5 @@ pages        all of these                   -> MODEL_CARD.md and report.html (ch
 triton       the forms                      -> a model repository of Triton Inference Server
 files        any of these, as bytes         -> a folder with SHA256SUMS and one archive, and the check of both
 signing      a folder                       -> an OpenSSF model signature, and its check
+inspection   a folder                       -> whether all of that holds: what a receiver asks first
 """

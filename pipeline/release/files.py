@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import CheckFailed, UsageError
 
-SUMS, SIGNATURE = "SHA256SUMS", "model.sig"
+SUMS, SIGNATURE, TEST_SET = "SHA256SUMS", "model.sig", "test-set.npz"
 ARCHIVE = ".tar.gz"
 IGNORED = {".git", ".gitattributes"}  # what a model hub adds; model-signing leaves them out, too
 LIMIT = 1 << 28  # bytes that an archive may unpack to, and files it may have

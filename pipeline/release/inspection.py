@@ -1,0 +1,52 @@
+"""A release's folder in, what holds about it out: every byte, who signed, and that its proof is about these files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pipeline import artifact
+from pipeline.errors import CheckFailed
+from pipeline.release import contents, files, signing
+
+ABOUT = "release.json"
+
+PublicKey = Annotated[Path | None, "Public key (PEM), had from elsewhere, of whoever should have signed."]
+
+
+def inspect(
+    folder: Path, public_key: Path | None, identity: str | None = None, issuer: str | None = None
+) -> dict[str, Any]:
+    """What holds about a release's folder: its files, who signed, what it says of itself, proven again from records."""
+    digests = files.check(folder)
+    if public_key:
+        signing.verify(folder, public_key)
+    if identity and issuer:
+        signing.verify_keyless(folder, identity, issuer)
+    about = _about(folder)
+    if about["format"] == "folder":
+        against = contents.gather(folder).against
+        if against and about["verified"]:
+            raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
+    return {
+        **{name: about[name] for name in ("model", "version", "format", "verified", "against")},
+        "files": len(digests),
+        "sums_sha256": artifact.digest(folder / files.SUMS),
+        "signature": "checked"
+        if public_key or identity
+        else "not checked"
+        if (folder / files.SIGNATURE).is_file()
+        else "none",
+    }
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    wrong = CheckFailed(f"{folder / ABOUT}: expected what `pipeline ship` says of a release")
+    try:
+        about = json.loads((folder / ABOUT).read_bytes())
+        if not {"model", "version", "format", "verified", "against"} <= about.keys():
+            raise wrong
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise wrong from error
+    return about

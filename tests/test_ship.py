@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import command, flip, one_line
+
+import models
+from pipeline import artifact, dataset
+from pipeline.delivery import ship
+from pipeline.errors import CheckFailed, UsageError
+from pipeline.release import files, pages, provenance
+
+NAME = "mnist_cnn-1.0.0"
+
+
+@pytest.fixture
+def spoilt(release, tmp_path) -> Path:
+    """The committed files, for a test to spoil."""
+    return Path(shutil.copytree(release, tmp_path / "artifacts"))
+
+
+def rewrite(path: Path, **changes) -> None:
+    """Alter a report and its record alike, as somebody would who knows how."""
+    made = artifact.read(path)
+    facts = made.facts | {name: value for name, value in changes.items() if name != "parents"}
+    content = (json.dumps(facts, indent=1) + "\n").encode()
+    parents = changes.get("parents", made.parents)
+    kept = {"parents": parents, "options": made.options, "versions": made.versions, "facts": facts}
+    artifact.write(path, content, kind=made.kind, **kept)
+
+
+def test_the_same_artifacts_give_the_same_archive(release, data, shipped, tmp_path):
+    result = command("ship", release, "--out", tmp_path, "--data", data)
+    assert result.returncode == 0, result.stderr
+    again = tmp_path / f"{NAME}.tar.gz"
+    assert again.read_bytes() == (shipped / f"{NAME}.tar.gz").read_bytes()
+    assert artifact.digest(again) in result.stdout and "not signed; verified" in result.stdout
+    assert artifact.read(again).parents["mnist_cnn.onnx"] == artifact.read(release / "mnist_cnn.onnx").sha256
+
+
+def test_it_has_what_a_receiver_needs_and_the_sums_are_sha256sums(shipped, release):
+    folder = shipped / NAME
+    names = set(files.names(folder))
+    assert names >= {"mnist_cnn.onnx", "mnist_cnn.fp16.onnx", "verification.json", "latency.json", "test-set.npz"}
+    assert names >= {"MODEL_CARD.md", "README.md", "report.html", "provenance.json", "LICENSE", "SHA256SUMS"}
+    for name in ("mnist_cnn.onnx", "mnist_cnn.fp16.onnx"):
+        assert (folder / name).read_bytes() == (release / name).read_bytes()
+        assert artifact.read(folder / name).facts["model"]["version"] == "1.0.0"
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("OK") == len(names) - 1
+
+
+def test_the_test_set_in_it_is_known_as_mnists(shipped, data):
+    packed = dataset.test(shipped / NAME / "test-set.npz")
+    assert packed.name == "MNIST test set" and packed.digests == dataset.test(data).digests
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda at: (at / "verification.json").unlink(), "verification.json: missing"),
+        (lambda at: (at / "latency.json").unlink(), "latency.json: missing"),
+        (lambda at: rewrite(at / "verification.json", passed=False, failures=["onnx: too low"]), "failed: onnx: too low"),
+        (lambda at: rewrite(at / "verification.json", gate=0.9), "gate of 90.00%: expected the model's 99.40%"),
+        (lambda at: rewrite(at / "verification.json", parents={"mnist_cnn.onnx": "0" * 64}), "received " + "0" * 64),
+        (
+            lambda at: rewrite(at / "verification.json", data={"name": "mine", "images": 3, "sha256": {"a": "b"}}),
+            "made with mine, 3 images: expected MNIST test set, 10000 images",
+        ),
+        (lambda at: (at / "mnist_cnn.safetensors.json").unlink(), "expected the record of what it was made from"),
+        (lambda at: claim(at), "right when shipped: expected [9999]"),
+    ],
+)  # fmt: skip
+def test_what_is_not_proven_is_refused_and_shipped_only_as_unverified(spoilt, data, tmp_path, spoil, expected):
+    spoil(spoilt)
+    with pytest.raises(CheckFailed, match="--unverified") as refused:
+        ship.run(spoilt, out=tmp_path / "out", data=data)
+    assert expected in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    made = ship.run(spoilt, out=tmp_path / "out", data=data, unverified=True)
+    folder = tmp_path / "out" / f"{NAME}-unverified"
+    assert made.path.name == f"{NAME}-unverified.tar.gz" and not made.facts["verified"]
+    assert expected in json.loads((folder / "release.json").read_text())["against"][0]
+    assert "UNVERIFIED" in (folder / "MODEL_CARD.md").read_text()
+    assert 'id="verdict">UNVERIFIED<' in (folder / "report.html").read_text()
+    statement = json.loads((folder / "provenance.json").read_text())
+    assert statement["predicate"]["buildDefinition"]["externalParameters"]["verified"] is False
+    assert "is marked as unverified" in one_line(command("verify-release", folder), 1)
+    assert "UNVERIFIED" in command("verify-release", folder, "--allow-unverified").stdout
+
+
+def claim(at: Path) -> None:
+    """A verification that says more than the file can do; its record, too."""
+    facts = artifact.read(at / "verification.json").facts
+    rewrite(at / "verification.json", rows=[row | {"correct": 9999, "accuracy": 0.9999} for row in facts["rows"]])
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn.onnx", "verification.json", "verification.json.json", "latency.json"])
+def test_what_is_altered_never_ships(spoilt, data, tmp_path, name):
+    flip(spoilt / name, 200)
+    for more in ([], ["--unverified"]):
+        line = ["ship", spoilt, "--out", tmp_path / "out", "--data", data, *more]
+        assert "altered" in one_line(command(*line), 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_training_does_not_ship_with_this_ones_proof(chain, spoilt, data, tmp_path):
+    for name in ("mnist_cnn.onnx", "mnist_cnn.onnx.json", "mnist_cnn.fp16.onnx", "mnist_cnn.fp16.onnx.json"):
+        shutil.copy(chain / name, spoilt)
+    with pytest.raises(CheckFailed, match="other bytes of mnist_cnn.onnx: expected sha256 .* received"):
+        ship.run(spoilt, out=tmp_path / "out", data=data)
+
+
+def test_something_else_in_its_place_is_left_alone(release, data, tmp_path):
+    mine = tmp_path / NAME / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match="is no release"):
+        ship.run(release, out=tmp_path, data=data)
+    assert mine.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_wrong_use_is_one_line(tmp_path, release):
+    (tmp_path / "key.pem").write_text("no key")
+    assert "--sign-key" in one_line(command("ship", release, "--out", tmp_path, "--sign-key", tmp_path / "key.pem"), 2)
+    assert "expected an ONNX file to ship" in one_line(command("ship", "tests", "--out", tmp_path), 2)
+    assert "no such folder" in one_line(command("ship", "nowhere", "--out", tmp_path), 2)
+
+
+def test_the_provenance_is_an_in_toto_statement_that_reaches_the_pixels(shipped, data):
+    from google.protobuf import json_format
+    from in_toto_attestation.predicates.provenance.v1.provenance import Provenance
+    from in_toto_attestation.v1.statement import Statement
+
+    statement = json.loads((shipped / NAME / "provenance.json").read_text())
+    checked = json_format.ParseDict(statement, Statement([], "", {}).pb)
+    assert checked.type == provenance.STATEMENT and checked.predicate_type == provenance.PREDICATE
+    predicate = json_format.ParseDict(statement["predicate"], Provenance(None, None).pb)
+    inputs = {each.name: each.digest["sha256"] for each in predicate.build_definition.resolved_dependencies}
+    assert inputs.items() >= dataset.train(data).digests.items() | dataset.test(data).digests.items()
+    assert len(inputs["code"]) == 64 and predicate.run_details.builder.id.startswith("urn:")
+    for subject in statement["subject"]:
+        assert artifact.digest(shipped / NAME / subject["name"]) == subject["digest"]["sha256"]
+    steps = statement["predicate"]["buildDefinition"]["internalParameters"]
+    assert steps["mnist_cnn.safetensors"]["options"]["lr"] == 0.04
+    assert steps["mnist_cnn.fp16.onnx"]["from"] == {"mnist_cnn.onnx": steps["mnist_cnn.onnx"]["sha256"]}
+
+
+def test_the_card_is_one_that_a_model_hub_reads(shipped):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(shipped / NAME / "README.md")
+    assert card.data.license == "mit" and card.data.library_name == "onnx"
+    results = {each.metric_name: each.metric_value for each in card.data.eval_results}
+    assert len(results) == 4 and all(value == 0.995 for value in results.values())
+    assert all(each.dataset_type == "ylecun/mnist" and each.dataset_split == "test" for each in card.data.eval_results)
+    assert (shipped / NAME / "MODEL_CARD.md").read_text() == (shipped / NAME / "README.md").read_text()
+
+
+def test_the_layer_table_from_the_record_is_the_networks(release):
+    recorded = artifact.recall(release / "mnist_cnn.safetensors").facts["layers"]
+    rows = pages.layer_table(recorded, [1, 28, 28])
+    assert [(layer, [-1, *shape], size) for layer, shape, size in rows] == models.layers("mnist_cnn")
+    assert len(rows) == 24 and sum(size for _, _, size in rows) == 9596
+
+
+def test_tools_find_what_the_files_are(shipped):
+    """What Netron shows: the properties and the descriptions of model, input and output."""
+    import onnx
+
+    for name, parent in (("mnist_cnn.onnx", "mnist_cnn.folded.safetensors"), ("mnist_cnn.fp16.onnx", "mnist_cnn.onnx")):
+        model = onnx.load(shipped / NAME / name)
+        properties = {each.key: each.value for each in model.metadata_props}
+        assert properties["classes"] == "0,1,2,3,4,5,6,7,8,9" and properties["licence"] == "MIT"
+        assert properties["accuracy"].startswith("0.9950") and "raw uint8" in model.graph.input[0].doc_string
+        assert properties["parent_sha256"] == artifact.recall(shipped / NAME / parent).sha256
+        assert model.doc_string and "logits" in model.graph.output[0].doc_string

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import command, flip, one_line
+from test_ship import NAME
+
+from pipeline.delivery import ship, verify_release
+from pipeline.errors import CheckFailed
+from pipeline.release import files, signing
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> Path:
+    """`key.pem`, `pub.pem` and another pair, made as the README says."""
+    folder = tmp_path_factory.mktemp("keys")
+    for private, public in (("key.pem", "pub.pem"), ("other.pem", "other-pub.pem")):
+        made = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
+        subprocess.run(made, cwd=folder, check=True)
+        subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], cwd=folder, check=True, stderr=-3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def signed(release, data, keys, tmp_path_factory) -> Path:
+    """A signed release's folder. Don't write to it."""
+    out = tmp_path_factory.mktemp("signed")
+    ship.run(release, out=out, data=data, sign_key=keys / "key.pem")
+    return out / NAME
+
+
+@pytest.fixture
+def copy(signed, tmp_path) -> Path:
+    return Path(shutil.copytree(signed, tmp_path / NAME))
+
+
+def official(folder: Path, keys: Path) -> int:
+    """The exit code of model-signing's own command."""
+    line = [sys.executable, "-m", "model_signing", "verify", "key", folder, "--signature", folder / "model.sig"]
+    return subprocess.run([*line, "--public_key", keys / "pub.pem"], capture_output=True).returncode
+
+
+def officially_holds(folder: Path, keys: Path) -> bool:
+    """The same without a process a time."""
+    import model_signing
+
+    config = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=keys / "pub.pem")
+    try:
+        config.verify(folder, folder / "model.sig")
+    except Exception:
+        return False
+    return True
+
+
+def test_the_official_tool_accepts_what_is_signed_and_no_changed_byte(signed, copy, keys):
+    assert official(signed, keys) == 0
+    flip(copy / "mnist_cnn.onnx", 1000)
+    assert official(copy, keys) != 0
+
+
+def test_fifty_changed_bytes_are_noticed_by_the_official_tool_and_named_by_ours(copy, keys):
+    chance, names = random.Random(5), files.names(copy)
+    sizes = [(copy / name).stat().st_size for name in names]
+    assert officially_holds(copy, keys)
+    for turn in range(50):
+        # Half of them anywhere in the release, by size; else nearly all would fall into the test set.
+        (name,) = chance.choices(names, sizes) if turn % 2 else chance.choices(names)
+        before = (copy / name).read_bytes()
+        at, bit = chance.randrange(len(before)), 1 << chance.randrange(8)
+        altered = bytearray(before)
+        altered[at] ^= bit
+        (copy / name).write_bytes(altered)
+        with pytest.raises(CheckFailed) as noticed:
+            verify_release.run(copy, public_key=keys / "pub.pem")
+        assert name in str(noticed.value), (name, at, bit)
+        # Base64 has bits that decoders pass over; there, ours is stricter.
+        assert not officially_holds(copy, keys) or name == files.SIGNATURE, (name, at, bit)
+        (copy / name).write_bytes(before)
+    assert officially_holds(copy, keys) and verify_release.run(copy, public_key=keys / "pub.pem")
+
+
+def test_every_bit_of_the_signature_counts(copy, keys):
+    before = (copy / "model.sig").read_bytes()
+    for at in range(0, len(before), 7):
+        altered = bytearray(before)
+        altered[at] ^= 1 << (at % 8)
+        (copy / "model.sig").write_bytes(altered)
+        with pytest.raises(CheckFailed, match=r"model\.sig"):
+            signing.verify(copy, keys / "pub.pem")
+
+
+def test_a_signature_is_kept_while_it_holds(release, data, keys, signed, tmp_path):
+    out = tmp_path / "out"
+    first = ship.run(release, out=out, data=data, sign_key=keys / "key.pem")
+    again = ship.run(release, out=out, data=data, sign_key=keys / "key.pem")
+    assert first.sha256 == again.sha256 and first.options["signed"]
+    other = ship.run(release, out=out, data=data, sign_key=keys / "other.pem")
+    assert other.sha256 != first.sha256
+    signing.verify(out / NAME, keys / "other-pub.pem")
+
+
+def test_the_command_says_what_holds(signed, keys, shipped):
+    result = command("verify-release", signed, "--public-key", keys / "pub.pem")
+    assert result.returncode == 0 and "chain whole; verified" in result.stdout and "signature: holds" in result.stdout
+    archive = signed.parent / f"{NAME}.tar.gz"
+    found = json.loads(command("verify-release", archive, "--public-key", keys / "pub.pem", "--json").stdout)
+    assert found["facts"]["verified"] and found["facts"]["signature"] == "checked"
+    assert "not checked, there is one" in command("verify-release", signed).stdout
+    assert "there is none" in command("verify-release", shipped / NAME).stdout
+
+
+def test_another_key_no_key_and_no_signature_are_one_line(signed, keys, shipped, tmp_path):
+    def refused(folder, key, code=1):
+        return one_line(command("verify-release", folder, "--public-key", key), code)
+
+    assert "expected a signature by" in refused(signed, keys / "other-pub.pem")
+    assert "expected a public key in PEM" in refused(signed, keys / "none.pem", 2)
+    assert "is not signed" in refused(shipped / NAME, keys / "pub.pem")
+    assert "has no SHA256SUMS" in refused(tmp_path, keys / "pub.pem", 2)
+    assert "belong together" in one_line(command("verify-release", signed, "--identity", "me@example.org"), 2)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda at: (at / "more.txt").write_text("x"), "more.txt: not in SHA256SUMS"),
+        (lambda at: (at / "latency.json").unlink(), "latency.json: missing"),
+        (lambda at: (at / "LICENSE").rename(at / "license"), "LICENSE: missing"),
+        (lambda at: ((at / "LICENSE").unlink(), (at / "LICENSE").symlink_to("/etc/hostname")), "is a link"),
+        (lambda at: (at / "SHA256SUMS").write_bytes(b"\xff"), "SHA256SUMS: altered"),
+        (lambda at: (at / "SHA256SUMS").write_text("0" * 64 + "  ../x\n"), "SHA256SUMS: altered"),
+    ],
+)
+def test_what_is_added_or_taken_away_is_named(copy, spoil, expected):
+    spoil(copy)
+    with pytest.raises(CheckFailed) as refused:
+        verify_release.run(copy)
+    assert expected in str(refused.value)
+
+
+def test_digests_rewritten_to_match_are_caught_by_the_chain_and_by_the_signature(copy, keys):
+    """One who alters the model, its record and SHA256SUMS alike, and can't sign."""
+    from pipeline import artifact
+
+    made = artifact.read(copy / "mnist_cnn.onnx")
+    content = bytearray(made.path.read_bytes())
+    content[20_000] ^= 1
+    kept = {name: getattr(made, name) for name in ("kind", "parents", "options", "versions", "facts")}
+    artifact.write(made.path, bytes(content), **kept)
+    listed = {name: (copy / name).read_bytes() for name in files.names(copy) if name not in ("SHA256SUMS", "model.sig")}
+    (copy / "SHA256SUMS").write_bytes(files.sums(listed))
+    with pytest.raises(CheckFailed, match=r"mnist_cnn.fp16.onnx: made from another mnist_cnn.onnx"):
+        verify_release.run(copy)
+    with pytest.raises(CheckFailed, match=r"Hash mismatch for 'mnist_cnn.onnx'"):
+        verify_release.run(copy, public_key=keys / "pub.pem")
+
+
+def packed(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for member, content in members:
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return gzip.compress(file.getvalue())
+
+
+def link(name: str, target: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, target
+    return member
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no archive",
+        gzip.compress(b"no archive" * 100),
+        gzip.compress(bytes(1 << 20))[:-9],
+        gzip.compress(bytes((1 << 28) + 1), 1),
+        packed((tarfile.TarInfo("../evil"), b"x")),
+        packed((tarfile.TarInfo("/tmp/evil"), b"x")),
+        packed((tarfile.TarInfo("r/../../evil"), b"x")),
+        packed((link("r/a", "/etc/passwd"), b"")),
+        packed((link("r/a", "/tmp"), b""), (tarfile.TarInfo("r/a/evil"), b"x")),
+        packed((tarfile.TarInfo("r/a"), b"x"), (tarfile.TarInfo("s/a"), b"x")),
+        packed((tarfile.TarInfo("r/a"), b"x"), (tarfile.TarInfo("r/a/b"), b"x")),
+        packed((tarfile.TarInfo("r/a"), b"x"), (tarfile.TarInfo("r/a"), b"y")),
+    ],
+)
+def test_an_archive_writes_nothing_outside(tmp_path, content):
+    archive, target = tmp_path / "release.tar.gz", tmp_path / "scratch" / "target"
+    archive.write_bytes(content)
+    target.mkdir(parents=True)
+    with pytest.raises(CheckFailed, match=r"release\.tar\.gz"):
+        files.unpack(archive, target)
+    assert not Path("/tmp/evil").exists() and {path.name for path in tmp_path.rglob("*")} <= {
+        "release.tar.gz", "scratch", "target", "r", "a"
+    }  # fmt: skip
+
+
+def test_a_cut_archive_is_one_line(shipped, tmp_path):
+    cut = tmp_path / "cut.tar.gz"
+    cut.write_bytes((shipped / f"{NAME}.tar.gz").read_bytes()[:-1000])
+    for name in ("verify-release", "deploy"):
+        assert "cut.tar.gz: is no whole release archive" in one_line(command(name, cut), 1)
