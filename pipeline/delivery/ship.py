@@ -46,11 +46,11 @@ def run(
         signing.private_key(sign_key)
     lookup.check_writable(out)
     found = contents.gather(folder)
+    _refuse(found.against, unverified)
     split = dataset.test(data)
     answers = measures.answers(found.forms, split)
     against = found.against or measures.against(answers, split, found.verification, found.model["gate"])
-    if against and not unverified:
-        raise CheckFailed(f"{'; '.join(against)}; --unverified ships it, marked as such")
+    _refuse(against, unverified)
     if unverified and not against:
         console.say("--unverified: nothing stands against this release; it is shipped as verified")
     name = "-".join([found.model["name"], found.model["version"], *["triton"] * (format == "triton")])
@@ -73,6 +73,11 @@ def run(
         versions=artifact.versions("numpy", "onnx", "matplotlib", "jinja2", "pillow"),
         facts={**_about(found, against, format), "folder": str(target), "files": len(files.names(target))},
     )
+
+
+def _refuse(against: list[str], unverified: bool) -> None:
+    if against and not unverified:
+        raise CheckFailed(f"{'; '.join(against)}; --unverified ships it, marked as such")
 
 
 def _folder(found: Contents, against: list[str], split: Split, measured: dict[str, Any]) -> dict[str, bytes]:

@@ -28,8 +28,13 @@ MOST = 1000
 
 def sums(files: Mapping[str, bytes]) -> bytes:
     """The content of SHA256SUMS, as `sha256sum -c` reads it."""
-    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
-    return "".join(lines).encode()
+    return _written({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+
+
+def _written(digests: Mapping[str, str]) -> bytes:
+    """The list, and in a comment its own digest: so that an altered list isn't taken for an altered file."""
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return f"{lines}# {hashlib.sha256(lines.encode()).hexdigest()} of the lines above\n".encode()
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -80,13 +85,18 @@ def names(folder: Path) -> list[str]:
     return found
 
 
+def expect_release(folder: Path) -> None:
+    """UsageError if a folder isn't what `write` makes."""
+    if not (folder / SUMS).is_file():
+        raise UsageError(f"{folder}: has no {SUMS}: expected a release, as `pipeline ship` makes it")
+
+
 def check(folder: Path) -> dict[str, str]:
     """Hold every file of a release against SHA256SUMS; gives sha256 by name. The signature isn't among them.
 
     Raises CheckFailed, naming each file that was altered, is missing or doesn't belong; UsageError if it is no release.
     """
-    if not (folder / SUMS).is_file():
-        raise UsageError(f"{folder}: has no {SUMS}: expected a release, as `pipeline ship` makes it")
+    expect_release(folder)
     raw = (folder / SUMS).read_bytes()
     expected = _listed(raw, folder / SUMS)
     there = set(names(folder)) - {SUMS, SIGNATURE}
@@ -104,15 +114,14 @@ def check(folder: Path) -> dict[str, str]:
 def _listed(raw: bytes, path: Path) -> dict[str, str]:
     """Anything but the very bytes that `sums` gives counts as altered."""
     try:
-        pairs = [line.split("  ", 1) for line in raw.decode().splitlines()]
+        pairs = [line.split("  ", 1) for line in raw.decode().splitlines() if not line.startswith("#")]
         expected = {name: digest for digest, name in pairs}
     except ValueError as error:
         raise CheckFailed(f"{path}: altered: is no list of digests and names") from error
     safe = all(PurePosixPath(name).parts and _inside(name) for name in expected)
     digests = all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in expected.values())
-    again = "".join(f"{digest}  {name}\n" for name, digest in sorted(expected.items())).encode()
-    if not (expected and safe and digests and again == raw):
-        raise CheckFailed(f"{path}: altered: is no sorted list of sha256 and names inside the folder")
+    if not (expected and safe and digests and _written(expected) == raw):
+        raise CheckFailed(f"{path}: altered: is not the list of sha256 and names that `pipeline ship` wrote")
     return expected
 
 

@@ -19,11 +19,13 @@ def inspect(
     folder: Path, public_key: Path | None, identity: str | None = None, issuer: str | None = None
 ) -> dict[str, Any]:
     """What holds about a release's folder: its files, who signed, what it says of itself, proven again from records."""
-    digests = files.check(folder)
+    files.expect_release(folder)
+    files.names(folder)  # no links: what is checked is what lies here
     if public_key:
         signing.verify(folder, public_key)
     if identity and issuer:
         signing.verify_keyless(folder, identity, issuer)
+    digests = files.check(folder)
     about = _about(folder)
     if about["format"] == "folder":
         against = contents.gather(folder).against

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def verify(folder: Path, public_key: Path) -> None:
     try:
         model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
     except Exception as error:  # a signature that isn't one fails in the libraries below in many ways
-        line = " ".join(str(error).split())[:400] or type(error).__name__
-        raise CheckFailed(f"{signature}: expected a signature by {public_key} for these files: {line}") from error
+        raise _refused(folder, str(public_key), error) from error
 
 
 def verify_keyless(folder: Path, identity: str, issuer: str) -> None:
@@ -69,8 +69,26 @@ def verify_keyless(folder: Path, identity: str, issuer: str) -> None:
         config = model_signing.verifying.Config().use_sigstore_verifier(identity=identity, oidc_issuer=issuer)
         config.verify(folder, signature)
     except Exception as error:
-        line = " ".join(str(error).split())[:400] or type(error).__name__
-        raise CheckFailed(f"{signature}: expected a signature by {identity} for these files: {line}") from error
+        raise _refused(folder, identity, error) from error
+
+
+def _refused(folder: Path, whom: str, error: Exception) -> CheckFailed:
+    """In a line: the files that aren't as signed, or why there is no such signature."""
+    text = " ".join(str(error).split())
+    altered = [f"{name}: altered" for name in re.findall(r"Hash mismatch for '(.*?)'", text)]
+    altered += [
+        f"{name}: missing"
+        for names in re.findall(r"Missing files in model '.*?': (.*?)\"", text)
+        for name in names.split(", ")
+    ]
+    altered += [
+        f"{name}: not signed"
+        for names in re.findall(r"Extra files found in model '.*?': (.*?)\"", text)
+        for name in names.split(", ")
+    ]
+    if altered:
+        return CheckFailed(f"{folder}: {'; '.join(altered)}: expected what was signed by {whom}")
+    return CheckFailed(f"{folder / SIGNATURE}: expected a signature by {whom}: {text[:200] or type(error).__name__}")
 
 
 def private_key(path: Path) -> Any:
