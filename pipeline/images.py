@@ -18,7 +18,8 @@ from pipeline.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
 SIDE, BOX = 28, 20
-FAINT = 0.15  # of the range between background and stroke: what is paler is paper, not ink
+FAINT = (0.04, 0.4)  # of the range between background and stroke: what is paler is paper, not ink; by the paper's noise
+SPECK = 0.02  # of the ink of the largest stroke: less is dirt or noise
 LARGEST = 50_000_000  # pixels: a photograph has fewer
 
 
@@ -103,26 +104,39 @@ def prepare(image: np.ndarray, *, as_is: bool = False, name: str = "image") -> n
 
 
 def _as_mnist(image: np.ndarray) -> bool:
-    """Whether it is 28 × 28 with a black margin and its centre of mass in the middle, as all MNIST images are."""
+    """Whether it is 28 × 28, light on black, with its centre of mass in the middle, as all 70,000 MNIST images are."""
     if image.shape != (SIDE, SIDE) or not image.any():
         return False
     margin = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     middle = (SIDE - 1) / 2
-    return int(margin.max()) < 64 and all(abs(centre - middle) < 1.5 for centre in _mass(image))
+    return float(np.median(margin)) < 16 and all(abs(centre - middle) < 1 for centre in _mass(image))
 
 
 def _ink(image: np.ndarray) -> np.ndarray:
     """How much ink is where, float64 0 to 1: the background is what the margin has, the stroke what differs most."""
     grey = image.astype(np.float64)
-    background = float(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
+    margin = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    background = float(np.median(margin))
+    noise = 1.4826 * float(np.median(np.abs(margin - background)))  # a normal distribution's standard deviation
     dark, light = background - np.percentile(grey, 0.5), np.percentile(grey, 99.5) - background
     away = background - grey if dark > light else grey - background
-    # A thin stroke on a large sheet is under half a percent of it; paper's noise is no stroke.
+    # A thin stroke on a large sheet is under half a percent of it.
     reach = max(dark, light, float(away.max()) * 0.5)
-    if reach < 16:
+    if reach < max(16, 6 * noise):
         return np.zeros_like(grey)
     ink = np.clip(away / reach, 0, 1)
-    return np.where(ink < FAINT, 0, ink)
+    return _strokes(np.where(ink < np.clip(4 * noise / reach, *FAINT), 0, ink))
+
+
+def _strokes(ink: np.ndarray) -> np.ndarray:
+    """Without specks: what is connected, and has at least a fiftieth of the ink that the largest such part has."""
+    from scipy import ndimage
+
+    parts, count = ndimage.label(ink > 0, np.ones((3, 3)))
+    if count < 2:
+        return ink
+    weights = np.bincount(parts.ravel(), ink.ravel())
+    return np.where((weights >= SPECK * weights[1:].max())[parts], ink, 0)
 
 
 def _boxed(ink: np.ndarray) -> np.ndarray:

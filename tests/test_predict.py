@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import command, one_line
+from PIL import Image
+
+from pipeline import artifact, dataset
+
+
+@pytest.fixture(scope="module")
+def folders(data, tmp_path_factory) -> Path:
+    """The 10,000 test images as PNG files in folders named by label."""
+    split, out = dataset.test(data), tmp_path_factory.mktemp("png")
+    for label in range(10):
+        (out / str(label)).mkdir()
+    for index, (image, label) in enumerate(zip(split.images[:, 0], split.labels, strict=True)):
+        Image.fromarray(image).save(out / str(label) / f"{index}.png", compress_level=1)
+    return out
+
+
+@pytest.mark.parametrize("options", [[], ["--as-is"]])
+def test_the_test_set_as_pictures_gives_the_accuracy_of_verify(folders, release, options):
+    file = release / "mnist_cnn.onnx"
+    result = command("predict", folders, "--model", file, "--json", *options)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)["facts"]
+    (row,) = (row for row in artifact.read(release / "verification.json").facts["rows"] if row["form"] == file.name)
+    assert (facts["correct"], facts["labelled"]) == (row["correct"], 10_000) and facts["accuracy"] == row["accuracy"]
+    wrong = {
+        Path(each["image"]).stem: int(each["prediction"])
+        for each in facts["rows"]
+        if each["prediction"] != each["label"]
+    }
+    assert wrong == row["wrong"]  # the very images, the very answers
+    assert abs(sum(facts["rows"][0]["probabilities"].values()) - 1) < 1e-4
+
+
+def test_idx_files_take_their_labels_from_beside(data, release):
+    file = data / "MNIST/raw/t10k-images-idx3-ubyte"
+    result = command("predict", file, "--model", release / "mnist_cnn.fp16.onnx")
+    assert "accuracy 99.50% (9,950 of 10,000 with a label), 95 % interval 99.34% – 99.62%" in result.stdout
+    assert "those that are wrong" in result.stdout and "and 10 more; --json has them all" in result.stdout
+
+
+def test_a_picture_of_ones_own(tmp_path, data, release):
+    digit = dataset.test(data).images[1, 0]
+    Image.fromarray(255 - digit).resize((300, 300)).save(tmp_path / "mine.jpg")
+    result = command("predict", tmp_path / "mine.jpg", "--model", release / "mnist_cnn.onnx")
+    assert result.returncode == 0 and "mine.jpg" in result.stdout and "accuracy" not in result.stdout
+    (row,) = json.loads(
+        command("predict", tmp_path / "mine.jpg", "--model", release / "mnist_cnn.onnx", "--json").stdout
+    )["facts"]["rows"]
+    assert row["prediction"] == "2" and row["label"] is None
+
+
+def test_wrong_use_is_one_line(tmp_path, release):
+    (tmp_path / "cat.png").write_text("meow")
+    model = ["--model", release / "mnist_cnn.onnx"]
+    assert "cat.png: expected a picture" in one_line(command("predict", tmp_path / "cat.png", *model), 2)
+    assert "no such file" in one_line(command("predict", tmp_path / "dog.png", *model), 2)
+    assert "Missing argument" in one_line(command("predict", *model), 2)
+    assert "no such file" in one_line(command("predict", tmp_path, "--model", "none.onnx"), 2)
