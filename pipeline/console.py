@@ -16,7 +16,7 @@ def say(text: str) -> None:
 
 def result(text: str) -> None:
     """One line of the result on stdout."""
-    print(text)
+    print(text, flush=True)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, spare: Sequence[str] = ()) -> None:

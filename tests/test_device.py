@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, command, flip, one_line
+from PIL import Image
 from test_rules import imports
 from test_tensorrt import ENGINE, ORIN, device  # noqa: F401 a fixture
 
-from pipeline import artifact, dataset, experiments, runtimes, stages
+from pipeline import artifact, dataset, delivery, experiments, runtimes, stages
 from pipeline import tensorrt_library as library
 from pipeline.device import deploy, doctor
 from pipeline.errors import CheckFailed
@@ -50,7 +51,7 @@ def test_doctor_finds_what_a_stage_lacks(monkeypatch):
 
 def test_files_need_what_they_import():
     """Doctor believes NEEDS; so it must be what stands in the file."""
-    for package in (stages, experiments, runtimes):
+    for package in (stages, delivery, experiments, runtimes):
         for module in map(package.get, package.names()):
             path = Path(module.__file__)
             wanted = {name.split(".")[0] for name in imports(path)} & {
@@ -60,6 +61,7 @@ def test_files_need_what_they_import():
                 "onnxscript",
                 "optuna",
                 "matplotlib",
+                "PIL",
             }
             assert wanted <= set(getattr(module, "NEEDS", ())), path.name
 
@@ -115,6 +117,23 @@ def test_a_form_that_fails_fails_the_deployment_and_is_reported(chain, few, tmp_
     assert not report.facts["passed"] and report.facts["failures"]
 
 
+@pytest.mark.parametrize("name", ["mnist_cnn.onnx", "report.html", "test-set.npz", "SHA256SUMS"])
+def test_a_shipped_release_is_checked_whole_before_anything_is_loaded(shipped, tmp_path, monkeypatch, name):
+    copy = Path(shutil.copytree(shipped / "mnist_cnn-1.0.0", tmp_path / "release"))
+    flip(copy / name, 1000)
+    monkeypatch.setattr(artifact, "read", lambda path: pytest.fail(f"{path} is looked at"))
+    with pytest.raises(CheckFailed, match=name):
+        deploy.run(copy, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_demands_a_signed_release(shipped, release, tmp_path):
+    (tmp_path / "pub.pem").write_text("")
+    line = ["deploy", "--public-key", tmp_path / "pub.pem", "--out", tmp_path / "out"]
+    assert "is not signed" in one_line(command(*line, shipped / "mnist_cnn-1.0.0"), 1)
+    assert "has no SHA256SUMS" in one_line(command(*line, release), 2)
+
+
 def test_an_altered_release_is_refused_before_anything_is_loaded(folder, few, tmp_path):
     flip(folder / "mnist_cnn.fp16.onnx")
     assert "altered" in one_line(command("deploy", folder, "--out", tmp_path / "device", "--data", few), 1)
@@ -138,16 +157,18 @@ def test_wrong_use_is_one_line(line, code, expected, tmp_path):
     assert expected in one_line(command("deploy", *(word.format(tmp=tmp_path) for word in line)), code)
 
 
-def test_the_device_side_installs_and_runs_without_torch(release, few, tmp_path):
-    """In a virtual environment of its own, with the extra for a Jetson and nothing of this one."""
+def test_the_device_side_installs_and_runs_without_torch(release, shipped, few, tmp_path):
+    """In a virtual environment of its own, with the extras for a Jetson and nothing of this one."""
     source = tmp_path / "source"
     for name in ("pipeline", "models"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    (release.parent / "digits").mkdir(exist_ok=True)
+    Image.fromarray(dataset.test(few).images[0, 0]).save(release.parent / "digits" / "7.png")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{source}[jetson]"], check=True, cwd=tmp_path)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{source}[jetson,demo]"], check=True, cwd=tmp_path)
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
 
     def run(*line: object) -> str:
@@ -161,6 +182,11 @@ def test_the_device_side_installs_and_runs_without_torch(release, few, tmp_path)
     assert "missing: torch" in run("doctor")
     report = json.loads(run("deploy", release, "--quick", "--batch", "1", *tested, "--json"))
     assert report["facts"]["passed"] and report["path"] == "device/device-report.json"
+    archive = shipped / "mnist_cnn-1.0.0.tar.gz"
+    run("verify-release", archive)
+    whole = json.loads(run("deploy", archive, "--quick", "--batch", "1", "--out", "whole", "--json"))["facts"]
+    assert whole["passed"] and whole["data"]["name"] == "MNIST test set" and whole["release"]["verified"]
+    run("predict", release.parent / "digits", "--model", release / "mnist_cnn.onnx")
     run("verify", release / "mnist_cnn.onnx", *tested)
     run("bench", release / "mnist_cnn.onnx", "--quick", "--batch", "1")
     run("status", release)

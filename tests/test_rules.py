@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from pipeline import artifact, device, experiments, stages
+from pipeline import artifact, delivery, device, experiments, stages
 
 README = (ROOT / "README.md").read_text()
 
@@ -44,6 +44,10 @@ def test_data_goes_one_way(path):
         assert "pipeline.cli" not in names
     if room != "device" and path.stem != "cli":
         assert not {n for n in names if n.startswith("pipeline.device")}
+    if room != "delivery" and path.stem not in ("cli", "doctor"):
+        assert not {n for n in names if n.startswith("pipeline.delivery")}
+    if room not in ("delivery", "release", "device"):
+        assert not {n for n in names if n.startswith("pipeline.release")}
     if room == "stages":
         assert not names & others, "a stage knows no other stage"
         assert not names & {"pipeline.chain", "pipeline.command"}
@@ -84,7 +88,8 @@ def test_every_command_in_the_readme_is_one_that_there_is(line):
 
 
 def test_the_readme_shows_every_stage():
-    for name in [*stages.names(), *experiments.names(), *device.names(), "run", "status"]:
+    rooms = (stages, delivery, experiments, device)
+    for name in [*(name.replace("_", "-") for room in rooms for name in room.names()), "run", "status"]:
         assert f"pipeline {name}" in README
 
 

@@ -55,7 +55,7 @@ def accuracy(rows: Sequence[dict[str, Any]], gate: float) -> str:
         axes.axvline(100 * gate, color=COLOURS["second"], linewidth=1.2)
         axes.text(100 * gate, len(rows) - 0.45, f"gate {gate:.2%}", ha="center", va="bottom", fontsize=8)
         axes.set(xlabel="test accuracy, %, with its 95 % Wilson interval", ylim=(-0.6, len(rows) - 0.4))
-        return _svg(figure, "Accuracy of every form with its interval, against the gate")
+        return _svg(figure, "Accuracies of every form with its interval, against the gate")
 
 
 def calibration(bins: Sequence[dict[str, Any]]) -> str:
@@ -129,6 +129,8 @@ def _svg(figure: Any, title: str) -> str:
     for name, colour in COLOURS.items():
         drawn = drawn.replace(colour, f"var(--{name})")
     drawn = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'style="max-width: \1pt"', drawn, count=1)
-    used = set(re.findall(r"#([\w-]+)[)\"]", drawn))  # the others would clash with those of the page's other drawings
-    drawn = re.sub(r' id="([\w-]+)"', lambda found: found[0] if found[1] in used else "", drawn)
+    # Names within the drawing must not clash with those of the page's other drawings.
+    used, own = set(re.findall(r"#([\w-]+)[)\"]", drawn)), title.split()[0].strip(":").lower()
+    drawn = re.sub(r' id="([\w-]+)"', lambda found: f' id="{own}-{found[1]}"' if found[1] in used else "", drawn)
+    drawn = re.sub(r"#([\w-]+)(?=[)\"])", rf"#{own}-\1", drawn)
     return drawn.replace("<svg", '<svg role="img"', 1).replace("<defs>", f"<title>{title}</title>\n <defs>", 1)
