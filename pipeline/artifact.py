@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipeline import schema
 from pipeline.errors import CheckFailed, UsageError
 
 SUFFIX = ".json"
@@ -190,4 +191,6 @@ def _parse(path: Path) -> dict[str, Any]:
         raise altered
     if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
         raise altered
+    if fact := schema.wrong(record["kind"], record["facts"], record["parents"]):
+        raise CheckFailed(f"{path}: {fact!r} isn't as in a record of kind {record['kind']!r}; make the artifact again")
     return record

@@ -11,12 +11,12 @@ from pipeline.errors import CheckFailed, UsageError
 
 
 def make(path: Path, content: bytes = b"weights") -> artifact.Artifact:
-    return artifact.write(path, content, kind="onnx", options={"opset": 18}, facts={"shape": (1, 28)})
+    return artifact.write(path, content, kind="file", options={"opset": 18}, facts={"shape": (1, 28)})
 
 
 def test_what_is_written_is_read_back(tmp_path):
     parent = make(tmp_path / "parent.bin", b"other")
-    made = artifact.write(tmp_path / "a.bin", b"weights", kind="onnx", parents=[parent], facts={"shape": (1, 28)})
+    made = artifact.write(tmp_path / "a.bin", b"weights", kind="file", parents=[parent], facts={"shape": (1, 28)})
     assert artifact.read(tmp_path / "a.bin") == made
     assert made.parents == {"parent.bin": parent.sha256}
     assert made.facts == {"shape": [1, 28]}

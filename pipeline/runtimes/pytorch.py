@@ -49,7 +49,10 @@ def build(description: list[dict[str, Any]]) -> torch.nn.Sequential:
     made = [
         (getattr(torch.nn, layer["layer"]), {k: v for k, v in layer.items() if k != "layer"}) for layer in description
     ]
-    return torch.nn.Sequential(*(kind(**arguments) for kind, arguments in made))
+    try:
+        return torch.nn.Sequential(*(kind(**arguments) for kind, arguments in made))
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckFailed(f"a network has a layer that can't be: {' '.join(str(error).split())[:200]}") from error
 
 
 def network(artifact: Artifact) -> torch.nn.Module:

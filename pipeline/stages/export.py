@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
-from pipeline import artifact, console
+from pipeline import artifact, console, onnx_file
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed
 from pipeline.runtimes import pytorch
@@ -21,7 +21,6 @@ ORDER = 30
 KIND, FILE = "onnx", "{model}.onnx"
 NEEDS = ("torch", "onnxscript")
 IMAGES, LOGITS = "images", "logits"
-OPERATORS = {"Cast", "Conv", "Relu", "MaxPool", "AveragePool", "Reshape"}
 
 
 def run(folded: Artifact, *, out: Out, opset: Annotated[int, "ONNX operator set of the file."] = 18) -> Artifact:
@@ -118,7 +117,7 @@ def _check(model: onnx.ModelProto, folded: Artifact, opset: int) -> None:
     classes = len(folded.facts["model"]["classes"])
     facts = {
         "opset": (", ".join(f"{o.domain}{o.version}" for o in model.opset_import), str(opset)),
-        "operators besides the expected": (set(_operators(model)) - OPERATORS, set()),
+        "operators besides the expected": (set(_operators(model)) - onnx_file.OPERATORS, set()),
         "inputs": ([_signature(value) for value in model.graph.input], [f"images uint8[batch,{shape}]"]),
         "outputs": ([_signature(value) for value in model.graph.output], [f"logits float32[batch,{classes}]"]),
         "weights outside the file": ([t.name for t in model.graph.initializer if t.external_data], []),

@@ -1,0 +1,142 @@
+"""A record's facts in, the first of them that isn't as it must be out. Standard library only.
+
+A record's digest shows alteration, not sense: whoever writes a record gives it a digest that fits. So what readers rely
+on, names that become paths among it, is checked here, once, before anything uses it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Check = Callable[[Any], bool]
+
+
+def _text(pattern: str, most: int = 200) -> Check:
+    return lambda value: isinstance(value, str) and len(value) <= most and re.fullmatch(pattern, value) is not None
+
+
+def _whole(least: int, most: float = 1e15) -> Check:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _real(least: float = -1e300, most: float = 1e300) -> Check:
+    return lambda value: type(value) in (int, float) and math.isfinite(value) and least <= value <= most
+
+
+def _list(check: Any, least: int = 0, most: int = 1_000_000) -> Check:
+    def holds(value: Any) -> bool:
+        return (
+            isinstance(value, list) and least <= len(value) <= most and not any(_wrong(check, each) for each in value)
+        )
+
+    return holds
+
+
+def _map(key: Check, check: Any) -> Check:
+    return lambda value: isinstance(value, dict) and all(key(k) and not _wrong(check, v) for k, v in value.items())
+
+
+def _maybe(check: Any) -> Check:
+    return lambda value: value is None or not _wrong(check, value)
+
+
+NAME = _text(r"[A-Za-z0-9][A-Za-z0-9_.-]*", 100)  # becomes part of paths: no separator, no leading dot
+WORDS = _text(r"[^\x00-\x1f\x7f]*", 1000)
+SHA256 = _text(r"[0-9a-f]{64}")
+SHARE, NUMBER = _real(0, 1), _real()
+TRUTH: Check = lambda value: isinstance(value, bool)  # noqa: E731
+DIGESTS = _map(NAME, SHA256)
+
+MODEL = {
+    "name": _text(r"[A-Za-z0-9][A-Za-z0-9_]*", 100),
+    "title": WORDS,
+    "version": NAME,
+    "licence": WORDS,
+    "dataset": NAME,
+    "input": _list(_whole(1, 4096), 3, 3),
+    "input_meaning": WORDS,
+    "classes": _list(_text(r"[^\x00-\x1f\x7f,]+", 100), 2, 10_000),
+    "mean": NUMBER,
+    "std": _real(1e-12),
+    "gate": SHARE,
+}
+REFERENCE = {
+    "name": WORDS,
+    "sha256": DIGESTS,
+    "n": _whole(1),
+    "correct": _whole(0),
+    "wrong": _map(_text(r"\d{1,12}"), _whole(0, 10_000)),
+}
+FORM = {"model": MODEL, "reference": REFERENCE}
+# A described layer's numbers become PyTorch's arguments: what is too large for one costs memory, not an error.
+LAYER = _map(NAME, lambda value: _whole(0, 4096)(value) or _real(0, 1)(value) or not _wrong(_SETTING, value))
+_SETTING = _maybe(lambda value: TRUTH(value) or NAME(value) or _list(_whole(0, 4096), 1, 4)(value))
+ROW = {"form": NAME, "kind": NAME, "sha256": SHA256, "runtime": WORDS, "arithmetic": WORDS}
+PROVEN = ROW | {
+    "bytes": _whole(0),
+    "correct": _whole(0),
+    "accuracy": SHARE,
+    "interval": _list(SHARE, 2, 2),
+    "differ": _whole(0),
+    "mcnemar_p": SHARE,
+    "wrong": REFERENCE["wrong"],
+}
+TIMED = ROW | {
+    "batch": _whole(1),
+    "microseconds": _map(_text(r"p\d+(\.\d+)?"), _real(1e-12)),
+    "images_per_second": _real(0),
+}
+MACHINE = {"processor": WORDS, "system": WORDS, "load": _maybe(_real(0))}
+
+FACTS: dict[str, dict[str, Any]] = {
+    "checkpoint": FORM | {"layers": _list(LAYER, 1, 1000), "parameters": _whole(1)},
+    "folded": FORM | {"layers": _list(LAYER, 1, 1000)},
+    "onnx": FORM,
+    "fp16": FORM,
+    "engine": FORM | {"gpu": lambda value: value is None or isinstance(value, dict), "element": NAME},
+    "verification": {
+        "model": NAME,
+        "data": {"name": WORDS, "images": _whole(1), "sha256": DIGESTS},
+        "gate": SHARE,
+        "compared_with": WORDS,
+        "passed": TRUTH,
+        "failures": _list(WORDS, 0, 1000),
+        "rows": _list(PROVEN, 0, 1000),
+    },
+    "latency": {
+        "machine": MACHINE,
+        "threads": _whole(1),
+        "unstable": _list(WORDS),
+        "rows": _list(TIMED, 0, 10_000),
+    },
+}
+
+
+def wrong(kind: str, facts: dict[str, Any], parents: dict[str, Any]) -> str | None:
+    """The first fact of a record of this kind that isn't as it must be, by its path; None if all are."""
+    if not DIGESTS(parents):
+        return "parents"
+    return next(_wrongs(FACTS.get(kind, {}), facts), None)
+
+
+def _wrong(check: Any, value: Any) -> bool:
+    return next(_wrongs(check, value), None) is not None
+
+
+def _wrongs(check: Any, value: Any, path: str = "") -> Iterator[str]:
+    if not isinstance(check, dict):
+        if not check(value):
+            yield path
+        return
+    if not isinstance(value, dict):
+        yield path
+        return
+    for name, each in check.items():
+        here = f"{path}.{name}" if path else name
+        if name not in value:
+            yield here
+        else:
+            yield from _wrongs(each, value[name], here)
