@@ -7,11 +7,12 @@ accident or by somebody who doesn't touch the rest of the chain; against somebod
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -76,15 +77,24 @@ def sidecar(path: Path) -> Path:
 def save(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all: what a kill leaves behind is `.NAME.part`, which the next write reuses."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    with _prepared((path, content)) as (part,):
         os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _prepared(*files: tuple[Path, bytes]) -> Iterator[list[Path]]:
+    """Contents on disk under other names, to be moved into place; on a full disk, nothing that was there is touched."""
+    parts = [path.with_name(f".{path.name}.part") for path, _ in files]
+    try:
+        for part, (_, content) in zip(parts, files, strict=True):
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        yield parts
     except BaseException:
-        part.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
         raise
 
 
@@ -105,9 +115,10 @@ def write(
     made = Artifact(path, kind, sha, len(content), dict(parents), _plain(options), dict(versions or {}), _plain(facts))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sidecar(path).unlink(missing_ok=True)
-        save(path, content)
-        save(sidecar(path), _serialise(made.record()))
+        with _prepared((path, content), (sidecar(path), _serialise(made.record()))) as (part, record):
+            sidecar(path).unlink(missing_ok=True)
+            os.replace(part, path)
+            os.replace(record, sidecar(path))
     return made
 
 
@@ -191,6 +202,6 @@ def _parse(path: Path) -> dict[str, Any]:
         raise altered
     if not all(isinstance(record[name], kind) for name, kind in _FIELDS.items()):
         raise altered
-    if fact := schema.wrong(record["kind"], record["facts"], record["parents"]):
+    if fact := schema.wrong(record):
         raise CheckFailed(f"{path}: {fact!r} isn't as in a record of kind {record['kind']!r}; make the artifact again")
     return record

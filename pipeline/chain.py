@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifact, console, lookup, runtimes, stages
+from pipeline import artifact, console, lock, lookup, runtimes, stages
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed, PipelineError, UsageError
 
@@ -87,10 +87,15 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
     `options` are those of all stages, by name. A check that fails but leaves something to look at (a verification)
     is raised when every stage has had its turn.
     """
+    lookup.check_writable(out)
+    with lock.held(out):
+        yield from _run(model, out, force, options)
+
+
+def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iterator[Link]:
     failure: CheckFailed | None = None
     made: dict[str, Artifact] = {}
     done: set[str] = set()
-    lookup.check_writable(out)
     for name in stages.names():
         stage = stages.get(name)
         asked = {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}

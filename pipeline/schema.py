@@ -71,9 +71,18 @@ REFERENCE = {
     "wrong": _map(_text(r"\d{1,12}"), _whole(0, 10_000)),
 }
 FORM = {"model": MODEL, "reference": REFERENCE}
-# A described layer's numbers become PyTorch's arguments: what is too large for one costs memory, not an error.
-LAYER = _map(NAME, lambda value: _whole(0, 4096)(value) or _real(0, 1)(value) or not _wrong(_SETTING, value))
-_SETTING = _maybe(lambda value: TRUTH(value) or NAME(value) or _list(_whole(0, 4096), 1, 4)(value))
+
+
+def _layer(value: Any) -> bool:
+    """A described layer. Its numbers become PyTorch's arguments: one that is too large costs memory, not an error."""
+    if not isinstance(value, dict) or not NAME(value.get("layer")):
+        return False
+    small, several = _whole(0, 4096), _list(_whole(0, 4096), 1, 4)
+    kinds = (small, _real(0, 1), TRUTH, NAME, several, lambda each: each is None)
+    return all(NAME(name) and any(kind(each) for kind in kinds) for name, each in value.items())
+
+
+LAYERS = _list(_layer, 1, 1000)
 ROW = {"form": NAME, "kind": NAME, "sha256": SHA256, "runtime": WORDS, "arithmetic": WORDS}
 PROVEN = ROW | {
     "bytes": _whole(0),
@@ -92,8 +101,8 @@ TIMED = ROW | {
 MACHINE = {"processor": WORDS, "system": WORDS, "load": _maybe(_real(0))}
 
 FACTS: dict[str, dict[str, Any]] = {
-    "checkpoint": FORM | {"layers": _list(LAYER, 1, 1000), "parameters": _whole(1)},
-    "folded": FORM | {"layers": _list(LAYER, 1, 1000)},
+    "checkpoint": FORM | {"layers": LAYERS, "parameters": _whole(1)},
+    "folded": FORM | {"layers": LAYERS},
     "onnx": FORM,
     "fp16": FORM,
     "engine": FORM | {"gpu": lambda value: value is None or isinstance(value, dict), "element": NAME},
@@ -115,11 +124,25 @@ FACTS: dict[str, dict[str, Any]] = {
 }
 
 
-def wrong(kind: str, facts: dict[str, Any], parents: dict[str, Any]) -> str | None:
-    """The first fact of a record of this kind that isn't as it must be, by its path; None if all are."""
-    if not DIGESTS(parents):
+OPTIONS = {
+    "engine": {
+        "runtime": _text("tensorrt|tensorrt-rtx"),
+        "version": _text(r"\d+\.\d+[\w.+]*"),
+        "version_compatible": TRUTH,
+        "hardware_compatible": TRUTH,
+        "targets": _maybe(_list(NAME, 0, 100)),
+        "max_batch": _whole(1, 2**31 - 1),
+    }
+}
+
+
+def wrong(record: dict[str, Any]) -> str | None:
+    """The first part of a record that isn't as its kind must have it, by its path; None if all are."""
+    if not DIGESTS(record["parents"]):
         return "parents"
-    return next(_wrongs(FACTS.get(kind, {}), facts), None)
+    facts = _wrongs(FACTS.get(record["kind"], {}), record["facts"], "facts")
+    options = _wrongs(OPTIONS.get(record["kind"], {}), record["options"], "options")
+    return next(facts, None) or next(options, None)
 
 
 def _wrong(check: Any, value: Any) -> bool:

@@ -93,13 +93,14 @@ def _refused(folder: Path, whom: str, error: Exception) -> CheckFailed:
 
 def private_key(path: Path) -> Any:
     """The elliptic-curve key in a PEM file. UsageError, which says how to make one, if there is none."""
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     how = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out pub.pem"
     try:
         key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise UsageError(
             f"--sign-key {path}: expected an unencrypted elliptic-curve key in PEM; make one: {how}"
         ) from error
@@ -153,9 +154,10 @@ def _canonical(path: Path) -> None:
 
 
 def _public_key(path: Path) -> None:
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
         load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(f"--public-key {path}: expected a public key in PEM: {error}") from error

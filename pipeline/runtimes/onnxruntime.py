@@ -53,7 +53,9 @@ class Session:
                 self.arithmetic = _arithmetic(model.graph, optimised if optimised.exists() else None)
         except Exception as error:  # the library's own exceptions share no narrower public base
             line = " ".join(str(error).split())[:300]
-            raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it: {line}") from error
+            raise CheckFailed(
+                f"{artifact.path}: ONNX Runtime can't load it with {PROVIDERS[provider]}: {line}"
+            ) from error
         if (ran := self._session.get_providers()[0]) != PROVIDERS[provider]:
             raise CheckFailed(f"--provider {provider}: expected {PROVIDERS[provider]}, ONNX Runtime fell back to {ran}")
         if provider != "cpu":

@@ -51,7 +51,7 @@ def build(description: list[dict[str, Any]]) -> torch.nn.Sequential:
     ]
     try:
         return torch.nn.Sequential(*(kind(**arguments) for kind, arguments in made))
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise CheckFailed(f"a network has a layer that can't be: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -101,7 +101,7 @@ class Session:
         self._torch, self._before = torch, torch.get_num_threads()
         torch.set_num_threads(threads or self._before)
         self._network = network(artifact).to(memory_format=torch.channels_last)
-        self._input = artifact.facts["model"]["input"]
+        self._path, self._input = artifact.path, artifact.facts["model"]["input"]
 
     def __enter__(self) -> Session:
         return self
@@ -111,8 +111,12 @@ class Session:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`."""
-        with self._torch.inference_mode():
-            return self._network(self._torch.from_numpy(images)).numpy()
+        try:
+            with self._torch.inference_mode():
+                return self._network(self._torch.from_numpy(images)).numpy()
+        except (RuntimeError, TypeError) as error:  # layers that don't fit each other
+            line = " ".join(str(error).split())[:300]
+            raise CheckFailed(f"{self._path}: PyTorch can't run it: {line}") from error
 
     def step(self, batch: int) -> Callable[[], None]:
         """A function that runs one request of `batch` images whose memory is already there."""

@@ -1,0 +1,37 @@
+"""Faults, hostile input and tampering by the thousand: `python -m tests.hardening` prints what was tried, what failed.
+
+Each part is a module with `run(place, scale) -> list[Row]`; scale is 1 in the form that CI runs, more in the long one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the parts work on, none of which they alter: a chain, a signed release (its `pub.pem` beside it), MNIST."""
+
+    chain: Path
+    release: Path
+    data: Path
+
+
+@dataclass
+class Row:
+    """One line of the table: what was tried how often, how often it went as promised, and how it failed if it did."""
+
+    part: str
+    what: str
+    tried: int = 0
+    held: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def note(self, failure: str | None) -> None:
+        """Count a try, and keep how it failed."""
+        self.tried += 1
+        if failure is None:
+            self.held += 1
+        else:
+            self.failures.append(failure)

@@ -1,0 +1,97 @@
+"""One process, a thousand sessions and requests, eight threads: memory flat, handles closed, the same answers."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import numpy as np
+
+from pipeline import artifact, dataset, load
+from pipeline.stages import verify
+from tests.hardening import Place, Row
+
+GROWTH = 30 << 20  # bytes that a process may grow by over all rounds; a leak of a model a round would be ten times that
+
+
+def run(place: Place, scale: float) -> list[Row]:
+    """Sessions opened and closed, requests, verifications, threads."""
+    images = dataset.test(place.data).images[:200]
+    return [
+        _sessions(place, images, round(60 * scale)),
+        _verifications(place, round(20 * scale)),
+        _threads(place, images, round(200 * scale)),
+    ]
+
+
+def _size() -> int:
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def _handles() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _flat(row: Row, rounds: int, once) -> Row:
+    """The first tenth warms up; then neither memory nor handles may grow."""
+    before = None
+    for number in range(rounds):
+        if number == max(3, rounds // 10):
+            before = _size(), _handles()
+        row.note(once())
+    if before and _size() - before[0] > GROWTH:
+        row.failures.append(f"memory grew by {_size() - before[0]:,} bytes in {rounds} rounds")
+    if before and _handles() > before[1]:
+        row.failures.append(f"{_handles() - before[1]} handles stay open")
+    return row
+
+
+def _sessions(place: Place, images: np.ndarray, rounds: int) -> Row:
+    with load(place.chain / "mnist_cnn.onnx", threads=1) as model:
+        expected = model(images)
+
+    def once() -> str | None:
+        with load(place.chain / "mnist_cnn.onnx", threads=1) as model:
+            return None if np.array_equal(model(images), expected) else "other logits than the first time"
+
+    return _flat(Row("long run", "sessions opened, asked, closed in one process"), rounds, once)
+
+
+def _verifications(place: Place, rounds: int) -> Row:
+    """On 500 images, since it is repetition that is tested."""
+    import tempfile
+    from pathlib import Path
+
+    form, test = artifact.read(place.chain / "mnist_cnn.onnx"), dataset.test(place.data)
+    with tempfile.TemporaryDirectory() as scratch:
+        few = Path(scratch) / "few.npz"
+        np.savez(few, images=test.images[:500], labels=test.labels[:500])
+        expected = verify.run(form, data=few, gate=0.5).sha256
+
+        def once() -> str | None:
+            same = verify.run(form, data=few, gate=0.5).sha256 == expected
+            return None if same else "another verification than the first time"
+
+        return _flat(Row("long run", "verifications in one process"), rounds, once)
+
+
+def _threads(place: Place, images: np.ndarray, rounds: int) -> Row:
+    row = Row("long run", "requests to one session from 8 threads")
+    with load(place.chain / "mnist_cnn.onnx", threads=1) as model:
+        expected, lock = model(images), threading.Lock()
+
+        def ask() -> None:
+            for _ in range(rounds // 8):
+                problem = None if np.array_equal(model(images), expected) else "other logits than alone"
+                with lock:
+                    row.note(problem)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return row

@@ -1,0 +1,122 @@
+"""Ways to fool the gate, each tried: refused, or reported by name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import artifact, dataset, onnx_file
+from pipeline.artifact import Artifact
+from pipeline.errors import PipelineError
+from pipeline.release import contents
+from pipeline.runtimes import onnxruntime
+from pipeline.stages import verify
+from tests.hardening import Place, Row
+
+
+def run(place: Place, scale: float) -> list[Row]:
+    """Test sets that aren't one, models that aren't one, a runtime that isn't the one asked for."""
+    row = Row("gate", "attempts to fool the gate")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, expected, attempt in _attempts(place, Path(scratch)):
+            try:
+                attempt()
+                row.note(f"{name}: passed")
+            except PipelineError as error:
+                row.note(None if expected in str(error) else f"{name}: expected {expected!r}, said {str(error)[:200]}")
+    return [row]
+
+
+def _attempts(place: Place, scratch: Path) -> list[tuple[str, str, Callable[[], object]]]:
+    test, train = dataset.test(place.data), dataset.train(place.data)
+    form = artifact.read(place.chain / "mnist_cnn.onnx")
+    chance = np.random.default_rng(0)
+    order = chance.permutation(len(test))
+
+    def on(images: np.ndarray, labels: np.ndarray, gate: float = 0.9) -> Callable[[], object]:
+        path = scratch / f"{len(list(scratch.iterdir()))}.npz"
+        np.savez(path, images=images, labels=labels)
+        return lambda: verify.run(form, data=path, gate=gate)
+
+    second = "expected MNIST test set, 10000 images"
+    blind = "the same logits whatever the image"
+
+    def proof(images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+        """A verification made with a set that is fine by itself, but not the model's test set."""
+
+        def attempt() -> None:
+            path = scratch / f"{len(list(scratch.iterdir()))}.npz"
+            np.savez(path, images=images, labels=labels)
+            made = verify.run(form, data=path, out=scratch / path.stem, gate=form.facts["model"]["gate"] - 0.05)
+            if gaps := list(contents.proof_gaps(made, [form])):
+                raise PipelineError("; ".join(gaps))
+
+        return attempt
+
+    return [
+        ("labels of other images", "is under the gate", on(test.images, test.labels[order])),
+        ("images in another order", "is under the gate", on(test.images[order], test.labels)),
+        ("labels moved by one", "is under the gate", on(test.images, (test.labels + 1) % 10)),
+        ("the set twice", "are in it more than once", on(np.tile(test.images, (2, 1, 1, 1)), np.tile(test.labels, 2))),
+        ("training images", "images are of MNIST's training set", on(train.images[:2000], train.labels[:2000])),
+        ("one training image", "1 of 501 images", on(*_mixed(test, train))),
+        ("the first half as proof", second, proof(test.images[:5000], test.labels[:5000])),
+        ("the easy ones as proof", second, proof(*_easy(form, test))),
+        ("logits that are no numbers", "not finite numbers", lambda: _altered(form, scratch, place, np.nan)),
+        ("a model that ignores its input", blind, lambda: _altered(form, scratch, place, 0)),
+        ("one label, and a model that says it", blind, lambda: _one_label(form, scratch, test)),
+        ("a GPU where there is none", "CUDAExecutionProvider", lambda: verify.run(form, data=place.data, provider="cuda")),
+        ("a provider that falls back in silence", "fell back to", lambda: _falls_back(form)),
+    ]  # fmt: skip
+
+
+def _mixed(test: dataset.Split, train: dataset.Split) -> tuple[np.ndarray, np.ndarray]:
+    images = np.concatenate([test.images[:500], train.images[77:78]])
+    return images, np.concatenate([test.labels[:500], train.labels[77:78]])
+
+
+def _easy(form: Artifact, test: dataset.Split) -> tuple[np.ndarray, np.ndarray]:
+    wrong = {int(index) for index in form.facts["reference"]["wrong"]}
+    kept = [index for index in range(len(test)) if index not in wrong]
+    return test.images[kept], test.labels[kept]
+
+
+def _copy(form: Artifact, scratch: Path, value: float) -> Artifact:
+    """The form with one number for all weights of its last convolution, and a record that fits it."""
+    import onnx
+
+    model = onnx_file.load(form)
+    last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+    for tensor in model.graph.initializer:
+        if tensor.name == last.input[1]:
+            weights = onnx.numpy_helper.to_array(tensor) * 0 + value
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float32), tensor.name))
+    facts = {name: form.facts[name] for name in ("model", "reference")}
+    path = scratch / f"{value}-{form.name}"
+    return artifact.write(path, model.SerializeToString(), kind=form.kind, parents=form.parents, facts=facts)
+
+
+def _altered(form: Artifact, scratch: Path, place: Place, value: float) -> object:
+    return verify.run(_copy(form, scratch, value), data=place.data, gate=0.0)
+
+
+def _one_label(form: Artifact, scratch: Path, test: dataset.Split) -> object:
+    path = scratch / "zeros.npz"
+    which = test.labels == 0
+    np.savez(path, images=test.images[which], labels=test.labels[which])
+    return verify.run(_copy(form, scratch, 0), data=path, gate=0.99)
+
+
+def _falls_back(form: Artifact) -> object:
+    """ONNX Runtime says which provider it took: here it is made to take another one than was asked for."""
+    import onnxruntime as library
+
+    said = library.InferenceSession.get_providers
+    library.InferenceSession.get_providers = lambda self: ["AzureExecutionProvider"]
+    try:
+        return onnxruntime.load(form)
+    finally:
+        library.InferenceSession.get_providers = said

@@ -1,0 +1,93 @@
+"""`pipeline run` killed at random moments, then run again: the bytes of an undisturbed run, and nothing left over.
+
+`latency.json` is a measurement: its bytes differ from run to run, so only that it is whole is asked of it.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline import artifact, chain
+from tests.hardening import Place, Row
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--epochs", "2", "--limit", "2000", "--batch-size", "128", "--gate", "0.5", "--quick", "--batch", "1"]
+MEASURED = "latency.json"
+
+
+def run(place: Place, scale: float) -> list[Row]:
+    """Two kills × scale, then two runs at once in one folder."""
+    row = Row("crash safety", "`pipeline run` killed with -9, run again")
+    both = Row("crash safety", "two `pipeline run`s at once in one folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "whole"
+        begun = time.monotonic()
+        said = _finish(_start(place, whole))
+        if said:
+            row.note(f"the undisturbed run failed: {said}")
+            return [row]
+        length, expected = time.monotonic() - begun, _digests(whole)
+        chance = random.Random(int(scale * 1000))
+        for number in range(max(1, round(2 * scale))):
+            folder = Path(scratch) / f"killed-{number}"
+            row.note(_killed(place, folder, chance.uniform(0.5, length), expected))
+            shutil.rmtree(folder, ignore_errors=True)
+        both.note(_at_once(place, Path(scratch) / "both", expected))
+    return [row, both]
+
+
+def _start(place: Place, folder: Path) -> subprocess.Popen:
+    line = [sys.executable, "-m", "pipeline", "run", "--data", str(place.data), "--out", str(folder), *SMALL]
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(running: subprocess.Popen) -> str | None:
+    _, errors = running.communicate(timeout=900)
+    return None if running.returncode == 0 else errors.strip().splitlines()[-1]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Every file's digest, records of measurements aside; hidden and temporary files count, too."""
+    return {
+        path.relative_to(folder).as_posix(): artifact.digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(MEASURED)
+    }
+
+
+def _killed(place: Place, folder: Path, after: float, expected: dict[str, str]) -> str | None:
+    running = _start(place, folder)
+    time.sleep(after)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    for path in artifact.recorded(folder) if folder.is_dir() else []:
+        artifact.read(path)  # what has a record is whole: no stage is trusted that did not finish
+    if said := _finish(_start(place, folder)):
+        return f"killed after {after:.2f} s, run again: {said}"
+    return _compared(folder, expected, f"killed after {after:.2f} s")
+
+
+def _compared(folder: Path, expected: dict[str, str], what: str) -> str | None:
+    found = _digests(folder)
+    if more := sorted(found.keys() - expected.keys()):
+        return f"{what}: left over: {', '.join(more)}"
+    if other := sorted(name for name in expected if found.get(name) != expected[name]):
+        return f"{what}: other bytes than undisturbed: {', '.join(other)}"
+    chain.refuse_altered(chain.status(folder, "mnist_cnn"))
+    return None
+
+
+def _at_once(place: Place, folder: Path, expected: dict[str, str]) -> str | None:
+    """The second waits for the first, and then finds nothing to do."""
+    running = [_start(place, folder), _start(place, folder)]
+    for each in running:
+        if said := _finish(each):
+            return f"two at once: {said}"
+    return _compared(folder, expected, "two at once")

@@ -1,0 +1,65 @@
+"""One byte changed at offset after offset of every file: noticed before use, each time."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from pipeline import artifact, lookup
+from pipeline.errors import PipelineError
+from pipeline.release import files, inspection
+from tests.hardening import Place, Row
+
+
+def run(place: Place, scale: float) -> list[Row]:
+    """Committed files by their records, a release by its list of digests and by its signature."""
+    return [_records(place, 40 * scale), _release(place, 12 * scale, None), _signed(place, 3 * scale)]
+
+
+def _offsets(size: int, wanted: float) -> range:
+    """About so many offsets over a file, its first and its last byte among them."""
+    return range(0, size, max(1, int(size // max(1, wanted - 1)) - 1))
+
+
+def _altered(path: Path, wanted: float, row: Row, notices) -> None:
+    before = path.read_bytes()
+    for at in {*_offsets(len(before), wanted), len(before) - 1}:
+        made = bytearray(before)
+        made[at] ^= 1 << (at % 8)
+        path.write_bytes(made)
+        try:
+            notices()
+            row.note(f"{path.name}: byte {at} was not noticed")
+        except PipelineError as error:
+            row.note(
+                None if path.name.removesuffix(".json") in str(error) else f"{path.name}: {at}: not named: {error}"
+            )
+    path.write_bytes(before)
+
+
+def _records(place: Place, wanted: float) -> Row:
+    """What `verify`, `status` and `deploy` ask first."""
+    row = Row("tampering", "artifacts and records, a byte changed")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(place.chain, Path(scratch) / "chain"))
+        for path in artifact.recorded(folder):
+            for each in (path, artifact.sidecar(path)):
+                _altered(each, wanted, row, lambda path=path: artifact.read(path))
+        lookup.forms(folder)  # and whole again, it is fine
+    return row
+
+
+def _release(place: Place, wanted: float, key: Path | None) -> Row:
+    row = Row("tampering", "release, a byte changed" + (", signature checked" if key else ""))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(shutil.copytree(place.release, Path(scratch) / "release"))
+        for name in files.names(folder):
+            if key or name != files.SIGNATURE:
+                _altered(folder / name, wanted, row, lambda: inspection.inspect(folder, key))
+        inspection.inspect(folder, key)
+    return row
+
+
+def _signed(place: Place, wanted: float) -> Row:
+    return _release(place, wanted, place.release.parent / "pub.pem")
