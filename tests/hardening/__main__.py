@@ -15,22 +15,23 @@ import click
 
 from pipeline import console
 from pipeline.delivery import ship
-from tests.hardening import Place, Row
+from tests.hardening import SMALL, Place, Row
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("fuzz", "tamper", "gate", "mutants", "endurance", "disk", "kills")
-LONG = {"fuzz": 20, "tamper": 20, "gate": 1, "mutants": 1, "endurance": 17, "disk": 1, "kills": 50}
+LONG = {"fuzz": 20, "tamper": 20, "gate": 1, "mutants": 1, "endurance": 17, "disk": 1, "kills": 100}
 
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="A part; may be given several times.")
 @click.option("--long", is_flag=True, help="20,000 inputs, 100 kills, 1,000 sessions: two hours on two cores.")
+@click.option("--chain", type=click.Path(path_type=Path), help="A chain made before, in place of a new one.")
 @click.option("--data", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="MNIST.")
-def main(only: tuple[str, ...], long: bool, data: Path) -> None:
+def main(only: tuple[str, ...], long: bool, chain: Path | None, data: Path) -> None:
     """Faults, hostile input and tampering by the thousand, on the committed files and a release made of them."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        place = prepared(Path(scratch), data.resolve())
+        place = prepared(Path(scratch), chain, data.resolve())
         for name in only or PARTS:
             part, begun = importlib.import_module(f"tests.hardening.{name}"), time.monotonic()
             console.say(f"{name} ...")
@@ -45,12 +46,12 @@ def main(only: tuple[str, ...], long: bool, data: Path) -> None:
     sys.exit(any(row.failures for row in rows))
 
 
-def prepared(scratch: Path, data: Path) -> Place:
+def prepared(scratch: Path, chain: Path | None, data: Path) -> Place:
     """The committed files, a checkpoint and what is made of it, and a signed release with its public key."""
-    chain = scratch / "chain"
-    line = [sys.executable, "-m", "pipeline", "run", "--data", str(data), "--out", str(chain), "--epochs", "1"]
-    line += ["--batch-size", "128", "--gate", "0.9", "--quick", "--batch", "1"]
-    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+    if chain is None:
+        chain = scratch / "chain"
+        line = [sys.executable, "-m", "pipeline", "run", "--data", str(data), "--out", str(chain), *SMALL]
+        subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
     key = scratch / "key.pem"
     subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key], check=True)
     made = ship.run(ROOT / "artifacts", out=scratch / "release", data=data, sign_key=key)

@@ -68,7 +68,7 @@ def _attempts(place: Place, scratch: Path) -> list[tuple[str, str, Callable[[], 
         ("logits that are no numbers", "not finite numbers", lambda: _altered(form, scratch, place, np.nan)),
         ("a model that ignores its input", blind, lambda: _altered(form, scratch, place, 0)),
         ("one label, and a model that says it", blind, lambda: _one_label(form, scratch, test)),
-        ("a GPU where there is none", "CUDAExecutionProvider", lambda: verify.run(form, data=place.data, provider="cuda")),
+        ("a GPU where there is none", "CUDAExecutionProvider", lambda: _on_gpu(form, place)),
         ("a provider that falls back in silence", "fell back to", lambda: _falls_back(form)),
     ]  # fmt: skip
 
@@ -108,6 +108,10 @@ def _one_label(form: Artifact, scratch: Path, test: dataset.Split) -> object:
     which = test.labels == 0
     np.savez(path, images=test.images[which], labels=test.labels[which])
     return verify.run(_copy(form, scratch, 0), data=path, gate=0.99)
+
+
+def _on_gpu(form: Artifact, place: Place) -> object:
+    return verify.run(form, data=place.data, provider="cuda")
 
 
 def _falls_back(form: Artifact) -> object:
