@@ -5,13 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL, command, flip, one_line
 
-from pipeline import artifact, dataset, lookup, runtimes, stages
+from pipeline import artifact, dataset, lock, lookup, runtimes, stages
 from pipeline import chain as chains
 
 
@@ -198,3 +200,21 @@ def test_every_runtime_offers_the_same_verbs(name):
     if runtime.READS:  # one that runs nothing yet only builds
         assert {"load", "Session"} <= vars(runtime).keys()
         assert {"__enter__", "__exit__", "__call__"} <= vars(runtime.Session).keys()
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path, capsys):
+    """The second waits, says so, and goes on; what was made for the lock alone is gone again."""
+    folder, order = tmp_path / "new" / "artifacts", []
+
+    def second() -> None:
+        with lock.held(folder):
+            order.append("second")
+
+    with lock.held(folder):
+        other = threading.Thread(target=second)
+        other.start()
+        while "waiting until it is done" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        order.append("first")
+    other.join(timeout=10)
+    assert order == ["first", "second"] and not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import command, one_line
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline import artifact
+from pipeline import artifact, dataset
 from pipeline.errors import CheckFailed
 from pipeline.runtimes import pytorch
 from pipeline.stages.fold import _largest_difference, fold
@@ -122,3 +123,39 @@ def test_a_difference_that_is_no_number_is_not_overlooked():
     images[-1] = 1
     broken = lambda part: torch.where(part > 0, torch.nan, 0.0)  # noqa: E731
     assert not _largest_difference(broken, lambda part: part.double(), images) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value"),
+    [
+        ("running_var", 0.0), ("running_var", 1e-12), ("running_var", 1e8), ("running_mean", 1e4),
+        ("weight", 0.0), ("weight", -1.5), ("weight", 1e4), ("bias", -1e4),
+    ],
+)  # fmt: skip
+def test_extreme_batch_norms_fold_exactly(statistic, value):
+    """Near-zero variance, zero and negative gamma, huge scales: relative to the largest output, float32's rounding."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    norm.running_var.uniform_(0.5, 2)
+    with torch.no_grad():
+        getattr(norm, statistic)[1] = value
+    network = nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), norm, nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    pixels = torch.randint(0, 256, (8, 1, 9, 9)).double()
+    folded = fold(network, mean=0.13, std=0.31)
+    with torch.inference_mode():
+        expected = network.double()((pixels / 255 - 0.13) / 0.31)
+        received = folded.double()(pixels)
+    assert torch.isfinite(received).all()
+    assert (received - expected).abs().max() / expected.abs().max().clamp(min=1) < 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_answers_do_not_depend_on_the_number_of_threads(release, data, threads):
+    """Nor on how many images are asked about at once: ONNX Runtime sums each logit in one order."""
+    from pipeline import load
+
+    images = dataset.test(data).images[:2000]
+    for name in ("mnist_cnn.onnx", "mnist_cnn.fp16.onnx"):
+        with load(release / name, threads=threads) as model, load(release / name, threads=1) as alone:
+            assert np.array_equal(model(images), alone(images))
+            assert np.array_equal(model(images[:1]), alone(images)[:1])
