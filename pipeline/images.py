@@ -40,15 +40,19 @@ def find(paths: tuple[Path, ...], classes: list[str], as_is: bool) -> Iterator[P
     for path in paths:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-        files = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        files = sorted(filter(_is_picture, path.rglob("*"))) if path.is_dir() else [path]
         if not files:
-            raise UsageError(f"{path}: has no picture in it: expected {', '.join(SUFFIXES)}")
+            raise UsageError(f"{path}: has no picture in it: expected {', '.join(SUFFIXES)} or *idx3-ubyte")
         for file in files:
             if "ubyte" in file.name:
                 yield from _idx(file, as_is)
                 continue
             label = file.parent.name if path.is_dir() and file.parent.name in classes else None
             yield Picture(str(file), prepare(read(file), as_is=as_is, name=str(file)), label)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES or path.name.endswith(("idx3-ubyte", "idx3-ubyte.gz"))
 
 
 def _idx(path: Path, as_is: bool) -> Iterator[Picture]:

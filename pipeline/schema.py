@@ -46,7 +46,7 @@ def _maybe(check: Any) -> Check:
 NAME = _text(r"[A-Za-z0-9][A-Za-z0-9_.-]*", 100)  # becomes part of paths: no separator, no leading dot
 WORDS = _text(r"[^\x00-\x1f\x7f]*", 1000)
 SHA256 = _text(r"[0-9a-f]{64}")
-SHARE, NUMBER = _real(0, 1), _real()
+SHARE = _real(0, 1)
 TRUTH: Check = lambda value: isinstance(value, bool)  # noqa: E731
 DIGESTS = _map(NAME, SHA256)
 
@@ -59,8 +59,8 @@ MODEL = {
     "input": _list(_whole(1, 4096), 3, 3),
     "input_meaning": WORDS,
     "classes": _list(_text(r"[^\x00-\x1f\x7f,]+", 100), 2, 10_000),
-    "mean": NUMBER,
-    "std": _real(1e-12),
+    "mean": _real(-1e6, 1e6),
+    "std": _real(1e-12, 1e6),
     "gate": SHARE,
 }
 REFERENCE = {

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import onnx
 import pytest
-from conftest import command
+from conftest import command, flip, one_line
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from pipeline.delivery import ship
-from pipeline.release import triton
+from pipeline.release import files, triton
 
 NAME = "mnist_cnn-1.0.0-triton"
 TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}
@@ -46,3 +49,16 @@ def test_it_is_a_release_too(repository):
     """Triton looks into folders: what else is there must be files."""
     assert command("verify-release", repository).returncode == 0
     assert {path.name for path in repository.iterdir() if path.is_dir()} == {"mnist_cnn", "mnist_cnn_fp16"}
+
+
+def test_a_model_that_was_not_verified_is_noticed(repository, tmp_path):
+    """Also by one who fits the digests to it."""
+    copy = Path(shutil.copytree(repository, tmp_path / NAME))
+    flip(copy / "mnist_cnn/1/model.onnx", 20_000)
+    listed = {name: (copy / name).read_bytes() for name in files.names(copy) if name != files.SUMS}
+    (copy / files.SUMS).write_bytes(files.sums(listed))
+    assert "mnist_cnn/1/model.onnx: was not verified" in one_line(command("verify-release", copy), 1)
+    (copy / "verification.json").unlink()
+    del listed["verification.json"]
+    (copy / files.SUMS).write_bytes(files.sums(listed))
+    assert "expected the proof" in one_line(command("verify-release", copy), 1)

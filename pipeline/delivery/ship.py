@@ -10,7 +10,7 @@ import pipeline
 from pipeline import artifact, console, dataset, installs, lookup
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
-from pipeline.errors import CheckFailed
+from pipeline.errors import CheckFailed, UsageError
 from pipeline.release import contents, files, inspection, measures, pages, provenance, signing, triton
 from pipeline.release.contents import Contents
 from pipeline.stages import Data
@@ -48,6 +48,8 @@ def run(
     found = contents.gather(folder)
     _refuse(found.against, unverified)
     split = dataset.test(data)
+    if split.digests != found.forms[0].facts["reference"]["sha256"]:
+        raise UsageError(f"--data {data}: is {split.name}: expected {found.forms[0].facts['reference']['name']}")
     answers = measures.answers(found.forms, split)
     against = found.against or measures.against(answers, split, found.verification, found.model["gate"])
     _refuse(against, unverified)

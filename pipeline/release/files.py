@@ -45,13 +45,13 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
     if folder.exists() and not (folder / SUMS).is_file():
         raise UsageError(f"{folder}: is there already and is no release: expected a free name; move it or give --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = folder.with_name(f".{folder.name}.part")
     try:
+        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
         for name, content in {**files, SUMS: sums(files)}.items():
             path = part / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        part.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(part, folder)

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from pipeline import artifact
 from pipeline.errors import CheckFailed
-from pipeline.release import contents, files, signing
+from pipeline.release import contents, files, signing, triton
 
 ABOUT = "release.json"
+FORMATS = ("folder", "triton")
 
 PublicKey = Annotated[Path | None, "Public key (PEM), had from elsewhere, of whoever should have signed."]
 
@@ -27,10 +28,9 @@ def inspect(
         signing.verify_keyless(folder, identity, issuer)
     digests = files.check(folder)
     about = _about(folder)
-    if about["format"] == "folder":
-        against = contents.gather(folder).against
-        if against and about["verified"]:
-            raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
+    against = contents.gather(folder).against if about["format"] == "folder" else triton.against(folder)
+    if against and about["verified"]:
+        raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
     return {
         **{name: about[name] for name in ("model", "version", "format", "verified", "against")},
         "files": len(digests),
@@ -47,8 +47,10 @@ def _about(folder: Path) -> dict[str, Any]:
     wrong = CheckFailed(f"{folder / ABOUT}: expected what `pipeline ship` says of a release")
     try:
         about = json.loads((folder / ABOUT).read_bytes())
-        if not {"model", "version", "format", "verified", "against"} <= about.keys():
+        texts = all(isinstance(about[name], str) for name in ("model", "version"))
+        reasons = isinstance(about["against"], list) and all(isinstance(each, str) for each in about["against"])
+        if not (texts and reasons and about["format"] in FORMATS and about["verified"] is (not about["against"])):
             raise wrong
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise wrong from error
     return about

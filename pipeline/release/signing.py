@@ -105,7 +105,9 @@ def private_key(path: Path) -> Any:
             f"--sign-key {path}: expected an unencrypted elliptic-curve key in PEM; make one: {how}"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise UsageError(f"--sign-key {path}: expected an elliptic-curve key, received {type(key).__name__}; {how}")
+        raise UsageError(
+            f"--sign-key {path}: expected an elliptic-curve key, received {type(key).__name__}; make one: {how}"
+        )
     return key
 
 
@@ -155,9 +157,13 @@ def _canonical(path: Path) -> None:
 
 def _public_key(path: Path) -> None:
     from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        load_pem_public_key(path.read_bytes())
+        key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"--public-key {path}: expected a public key in PEM: {error}") from error
+        line = " ".join(str(error).split())[:200]
+        raise UsageError(f"--public-key {path}: expected a public key in PEM: {line}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise UsageError(f"--public-key {path}: expected an elliptic-curve key, received {type(key).__name__}")

@@ -6,8 +6,12 @@ Dimensions and types are read off each file, so that the configuration can't say
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from pipeline import artifact, onnx_file
 from pipeline.artifact import Artifact
+from pipeline.stages import verify
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
 LARGEST = 64  # images that the server may put into one request
@@ -54,3 +58,19 @@ def _tensor(value: onnx_file.ValueInfoProto) -> tuple[str, str, list[int]]:
     kind = value.type.tensor_type
     element = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     return value.name, TYPES[element], [dim.dim_value for dim in kind.shape.dim[1:]]
+
+
+def against(folder: Path) -> list[str]:
+    """What stands against a repository's models: a verification that is missing, failed, or about other bytes."""
+    try:
+        proof = json.loads((folder / verify.FILE).read_bytes())
+        proven = {row["sha256"] for row in proof["rows"]}
+        passed = proof["passed"] is True and not proof["failures"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return [f"{verify.FILE}: missing or no verification: expected the proof of these files"]
+    found = [] if passed else [f"{verify.FILE}: failed"]
+    models = sorted(folder.glob("*/*/model.onnx"))
+    for path in models:
+        if (sha := artifact.digest(path)) not in proven:
+            found.append(f"{path.relative_to(folder)}: was not verified: received sha256 {sha}")
+    return found if models else ["there is no model in it"]

@@ -47,11 +47,6 @@ def summary(name: str, package: ModuleType | None = None) -> str:
     return (ast.get_docstring(_source(name, package)) or "").partition("\n")[0]
 
 
-def is_stage(module: ModuleType) -> bool:
-    """Whether it is one of these files, not another command's."""
-    return module.__name__.startswith(f"{__name__}.")
-
-
 def title(stage: ModuleType) -> str:
     """The stage's name without its package."""
     return stage.__name__.rpartition(".")[2]
