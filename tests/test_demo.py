@@ -55,7 +55,7 @@ def test_one_draws_digits_and_reads_the_answers(served, view):
         page.goto(url)
         for digit in DIGITS:
             draw(page, digit)
-            page.wait_for_function(f"document.getElementById('answer').textContent === '{digit}'", timeout=10_000)
+            page.wait_for_function(f"document.getElementById('answer').textContent === '{digit}'", timeout=30_000)
             page.wait_for_load_state("networkidle")
             shown = [
                 float(cell.rstrip(" %")) for cell in page.locator("#bars .row span:last-child").all_text_contents()

@@ -68,7 +68,7 @@ def test_the_test_set_in_it_is_known_as_mnists(shipped, data):
         (lambda at: rewrite(at / "verification.json", gate=0.9), "gate of 90.00%: expected the model's 99.40%"),
         (lambda at: rewrite(at / "verification.json", parents={"mnist_cnn.onnx": "0" * 64}), "received " + "0" * 64),
         (
-            lambda at: rewrite(at / "verification.json", data={"name": "mine", "images": 3, "sha256": {"a": "b"}}),
+            lambda at: rewrite(at / "verification.json", data={"name": "mine", "images": 3, "sha256": {"a": "b" * 64}}),
             "made with mine, 3 images: expected MNIST test set, 10000 images",
         ),
         (lambda at: (at / "mnist_cnn.safetensors.json").unlink(), "expected the record of what it was made from"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,7 +52,7 @@ def server(loaded: models.Model, port: int) -> ThreadingHTTPServer:
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: expected 0 to 65535")
     try:
-        return ThreadingHTTPServer((HOST, port), handler)
+        return _Server((HOST, port), handler)
     except OSError as error:
         raise UsageError(f"--port {port}: can't be had ({error.strerror}); --port 0 takes a free one") from error
 
@@ -73,6 +74,15 @@ def answer(loaded: models.Model, drawing: bytes) -> dict[str, Any]:
         "pixels": pixels.ravel().tolist(),  # as the model sees it
         "file": loaded.record.name,
     }
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True  # Ctrl-C doesn't wait for a browser that keeps its connection
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away before its answer isn't an error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
