@@ -13,6 +13,7 @@ import browser
 import numpy as np
 import pytest
 from conftest import ROOT, command, one_line
+from playwright.sync_api import expect
 
 from pipeline import dataset, load
 from pipeline.delivery import demo
@@ -55,7 +56,7 @@ def test_one_draws_digits_and_reads_the_answers(served, view):
         page.goto(url)
         for digit in DIGITS:
             draw(page, digit)
-            page.wait_for_function(f"document.getElementById('answer').textContent === '{digit}'", timeout=30_000)
+            expect(page.locator("#answer")).to_have_text(digit, timeout=30_000)
             page.wait_for_load_state("networkidle")
             shown = [
                 float(cell.rstrip(" %")) for cell in page.locator("#bars .row span:last-child").all_text_contents()
@@ -80,7 +81,7 @@ def test_a_finger_draws_too(served):
             at = [{"x": box["x"] + x, "y": box["y"] + y} for x, y in points]
             touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        page.wait_for_function("document.getElementById('answer').textContent === '1'", timeout=10_000)
+        expect(page.locator("#answer")).to_have_text("1", timeout=30_000)
         assert page.evaluate("window.scrollY") == 0, "drawing doesn't scroll the page"
 
 

@@ -19,7 +19,7 @@ from tests.hardening import SMALL, Place, Row
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("fuzz", "tamper", "gate", "mutants", "endurance", "disk", "kills")
-LONG = {"fuzz": 20, "tamper": 20, "gate": 1, "mutants": 1, "endurance": 17, "disk": 1, "kills": 100}
+LONG = {"fuzz": 20, "tamper": 20, "gate": 1, "mutants": 2, "endurance": 17, "disk": 1, "kills": 100}
 
 
 @click.command()

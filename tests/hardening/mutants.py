@@ -74,12 +74,12 @@ if again:
 
 
 def run(place: Place, scale: float) -> list[Row]:
-    """Each mutant once (in the short form every second); and the unbroken chain, which must pass."""
+    """Each mutant once (in the short form every third); and the unbroken chain, which must pass."""
     row = Row("mutants", "a rule of fold, export, half or verify broken")
     control = Row("mutants", "unbroken, as a control")
     failed = _chain(place, None)
     control.note(failed and f"unbroken: {failed}")
-    for what, file, old, new, word in MUTANTS[:: 1 if scale > 1 else 2]:
+    for what, file, old, new, word in MUTANTS[:: 1 if scale > 1 else 3]:
         said = _chain(place, (file, old, new))
         if said is None:
             row.note(f"{what}: not noticed")
