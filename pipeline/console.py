@@ -45,13 +45,19 @@ def progress(total: int | None, unit: str, description: str, *, quiet: bool = Fa
     """A tqdm bar on stderr; into a file it writes a line a minute, since there it can't overwrite itself."""
     from tqdm import tqdm
 
+    class Bar(tqdm):
+        def __exit__(self, kind: Any, *more: Any) -> None:
+            self.leave = kind is None  # an error is the last line
+            super().__exit__(kind, *more)
+
     interval = 0.1 if sys.stderr.isatty() else 60
-    return tqdm(
+    return Bar(
         total=total,
         unit=unit,
         desc=description,
         file=sys.stderr,
         disable=quiet,
+        delay=0.3,  # what is done before that needs no bar
         mininterval=interval,
         maxinterval=interval,
         unit_scale=unit == "B",

@@ -6,7 +6,9 @@ preserving their aspect ratio", "centered in a 28x28 image by computing the cent
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ SIDE, BOX = 28, 20
 FAINT = (0.04, 0.4)  # of the range between background and stroke: what is paler is paper, not ink; by the paper's noise
 SPECK = 0.02  # of the ink of the largest stroke: less is dirt or noise
 LARGEST = 50_000_000  # pixels: a photograph has fewer
+NONE, SEVERAL = "no digit found", "several digits?"
 
 
 @dataclass(frozen=True)
@@ -30,29 +33,55 @@ class Picture:
     name: str
     pixels: np.ndarray  # uint8 [28, 28]
     label: str | None
+    remark: str | None  # what speaks against taking the answer at its word: NONE or SEVERAL
 
 
-def find(paths: tuple[Path, ...], classes: list[str], as_is: bool) -> Iterator[Picture]:
-    """The pictures in files and folders, in order of their names; a folder named as a class labels what is in it.
+def find(paths: tuple[Path, ...], classes: list[str], as_is: bool, bad: list[str]) -> Iterator[Picture]:
+    """The pictures in files and folders, each once, by name; a folder named as a class labels what is in it.
 
-    Raises UsageError for what is no picture, and for a folder without any.
+    What can't be read is left out, and why is put into `bad`. Raises UsageError for a path that isn't there, and for a
+    folder without any picture.
     """
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or folder")
-        files = sorted(filter(_is_picture, path.rglob("*"))) if path.is_dir() else [path]
-        if not files:
-            raise UsageError(f"{path}: has no picture in it: expected {', '.join(SUFFIXES)} or *idx3-ubyte")
-        for file in files:
+    seen = set()
+    for path, file in [(given, file) for given in paths for file in _files(given)]:
+        if file.resolve() in seen:
+            continue
+        seen.add(file.resolve())
+        label = file.parent.name if path.is_dir() and file.parent.name in classes else None
+        try:
             if "ubyte" in file.name:
                 yield from _idx(file, as_is)
-                continue
-            label = file.parent.name if path.is_dir() and file.parent.name in classes else None
-            yield Picture(str(file), prepare(read(file), as_is=as_is, name=str(file)), label)
+            else:
+                yield _picture(str(file), read(file), as_is, label)
+        except UsageError as error:
+            bad.append(str(error))
+
+
+def _files(path: Path) -> list[Path]:
+    """The pictures in a folder, hidden ones aside; or the file itself, whatever it is called."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return [path]
+    files = sorted(filter(_is_picture, path.rglob("*")))
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not files:
+        raise UsageError(f"{path}: has no picture in it: expected {', '.join(SUFFIXES)} or *idx3-ubyte")
+    return files
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or path.name.endswith(("idx3-ubyte", "idx3-ubyte.gz"))
+
+
+def _picture(name: str, image: np.ndarray, as_is: bool, label: str | None) -> Picture:
+    pixels = prepare(image, as_is=as_is, name=name)
+    remark = None
+    if not pixels.any():
+        remark = NONE
+    elif pixels is not image and _several(_ink(image)):
+        remark = SEVERAL
+    return Picture(name, pixels, label, remark)
 
 
 def _idx(path: Path, as_is: bool) -> Iterator[Picture]:
@@ -67,7 +96,7 @@ def _idx(path: Path, as_is: bool) -> Iterator[Picture]:
             raise UsageError(f"{path}: expected images [n, height, width], received {list(pixels.shape)}")
         names = [None] * len(pixels)
     for number, (image, name) in enumerate(zip(pixels, names, strict=True)):
-        yield Picture(f"{path}[{number}]", prepare(image, as_is=as_is, name=f"{path}[{number}]"), name)
+        yield _picture(f"{path}[{number}]", image, as_is, name)
 
 
 def read(path: Path) -> np.ndarray:
@@ -75,7 +104,10 @@ def read(path: Path) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is stricter
+            file = Image.open(path)
+        with file:
             if file.width * file.height > LARGEST:
                 raise UsageError(f"{path}: has {file.width} × {file.height} pixels: expected {LARGEST:,} at most")
             picture = ImageOps.exif_transpose(file)
@@ -119,17 +151,57 @@ def _as_mnist(image: np.ndarray) -> bool:
 def _ink(image: np.ndarray) -> np.ndarray:
     """How much ink is where, float64 0 to 1: the background is what the margin has, the stroke what differs most."""
     grey = image.astype(np.float64)
-    margin = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    background = float(np.median(margin))
-    noise = 1.4826 * float(np.median(np.abs(margin - background)))  # a normal distribution's standard deviation
-    dark, light = background - np.percentile(grey, 0.5), np.percentile(grey, 99.5) - background
-    away = background - grey if dark > light else grey - background
+    background, noise = _paper(grey)
+    grey = grey - background
+    dark, light = -np.percentile(grey, 0.5), np.percentile(grey, 99.5)
+    away = -grey if dark > light else grey
     # A thin stroke on a large sheet is under half a percent of it.
     reach = max(dark, light, float(away.max()) * 0.5)
     if reach < max(16, 6 * noise):
         return np.zeros_like(grey)
     ink = np.clip(away / reach, 0, 1)
     return _strokes(np.where(ink < np.clip(4 * noise / reach, *FAINT), 0, ink))
+
+
+def _paper(grey: np.ndarray) -> tuple[np.ndarray, float]:
+    """The background and its noise: a plane through the margin, since light falls from a side."""
+    height, width = grey.shape
+    edge = np.ones(grey.shape, bool)
+    edge[1:-1, 1:-1] = False
+    rows, columns = np.nonzero(edge)
+    places = np.stack([rows / height, columns / width, np.ones(len(rows))], axis=1)
+    margin = grey[edge]
+    off = margin - np.median(margin)
+    noise, plane = _deviation(off), np.array([0.0, 0.0, float(np.median(margin))])
+    for _ in range(4):
+        near = np.abs(off) <= max(3 * noise, 2)
+        if near.mean() < 0.5:
+            break
+        plane = np.linalg.lstsq(places[near], margin[near], rcond=None)[0]
+        off = margin - places @ plane
+        noise = _deviation(off)
+    across = plane[0] * np.arange(height)[:, None] / height + plane[1] * np.arange(width)[None, :] / width
+    return across + plane[2], noise
+
+
+def _deviation(off: np.ndarray) -> float:
+    return 1.4826 * float(np.median(np.abs(off)))  # a normal distribution's standard deviation
+
+
+def _several(ink: np.ndarray) -> bool:
+    """Whether two strokes, neither small, stand side by side with a gap between."""
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(ink > 0, np.ones((3, 3)))
+    places = ndimage.find_objects(parts)
+    weights = np.bincount(parts.ravel(), ink.ravel())[1:]
+    large = sorted(
+        (columns.start, columns.stop)
+        for (_, columns), weight in zip(places, weights, strict=True)
+        if weight >= 0.3 * weights.max()
+    )
+    gap = 0.05 * ink.shape[1]
+    return any(right[0] - left[1] > max(gap, 3) for left, right in itertools.pairwise(large))
 
 
 def _strokes(ink: np.ndarray) -> np.ndarray:

@@ -63,3 +63,12 @@ def test_wrong_use_is_one_line(tmp_path, release):
     assert "no such file" in one_line(command("predict", tmp_path / "dog.png", *model), 2)
     assert "Missing argument" in one_line(command("predict", *model), 2)
     assert "no such file" in one_line(command("predict", tmp_path, "--model", "none.onnx"), 2)
+
+
+def test_one_bad_picture_costs_none_of_the_others(tmp_path, data, release):
+    Image.fromarray(dataset.test(data).images[1, 0]).save(tmp_path / "good.png")
+    Image.new("L", (300, 300), "white").save(tmp_path / "empty.png")
+    (tmp_path / "cat.png").write_text("meow")
+    result = command("predict", tmp_path, "--model", release / "mnist_cnn.onnx")
+    assert "1 left out" in one_line(result, 1) and "cat.png" in result.stderr
+    assert "good.png" in result.stdout and "no digit found" in result.stdout

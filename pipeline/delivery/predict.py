@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import console, images, installs, statistics
 from pipeline import model as models
 from pipeline.artifact import Artifact
+from pipeline.errors import CheckFailed, UsageError
 
 KIND = "predictions"
 NEEDS = ("onnxruntime", "PIL")
@@ -28,19 +29,28 @@ def run(
 ) -> Artifact:
     """Tell the digit in pictures: PNG, JPEG, IDX files, or folders of them; any size, dark on light or light on dark.
 
-    Each is preprocessed as MNIST was: 20 × 20 box, centred by mass. Pictures in folders named by label give accuracy.
+    Each is preprocessed as MNIST was: 20 × 20 box, centred by mass. One digit a picture, on even paper. Pictures in
+    folders named by label give accuracy.
+
+    Raises UsageError if nothing can be read; CheckFailed, with the answers to the rest, if some of several can't.
     """
     installs.require("predict", NEEDS)
-    rows = []
+    rows, bad = [], []
     with models.load(model, threads=threads) as loaded:
-        found = images.find(pictures, loaded.classes, as_is)
+        found = images.find(pictures, loaded.classes, as_is, bad)
         with console.progress(None, "image", "predict") as bar:
             while some := list(islice(found, BATCH)):
                 rows += _rows(some, loaded)
                 bar.update(len(some))
         facts = {"model": loaded.record.name, "sha256": loaded.record.sha256, "images": len(rows), **_score(rows)}
+    if not rows:
+        raise UsageError("; ".join(bad))
     content = json.dumps(rows).encode()
-    return Artifact(None, KIND, hashlib.sha256(content).hexdigest(), len(content), facts={**facts, "rows": rows})
+    facts |= {"left_out": bad, "rows": rows}
+    made = Artifact(None, KIND, hashlib.sha256(content).hexdigest(), len(content), facts=facts)
+    if bad:
+        raise CheckFailed(f"{len(bad)} left out: {'; '.join(bad[:5])}{'; ...' * (len(bad) > 5)}", artifact=made)
+    return made
 
 
 def _rows(some: list[images.Picture], loaded: models.Model) -> list[dict[str, Any]]:
@@ -49,7 +59,8 @@ def _rows(some: list[images.Picture], loaded: models.Model) -> list[dict[str, An
         {
             "image": picture.name,
             "label": picture.label,
-            "prediction": loaded.classes[int(chances.argmax())],
+            "prediction": None if picture.remark == images.NONE else loaded.classes[int(chances.argmax())],
+            "remark": picture.remark,
             "probabilities": {name: round(float(p), 6) for name, p in zip(loaded.classes, chances, strict=True)},
         }
         for picture, chances in zip(some, found, strict=True)
@@ -75,10 +86,14 @@ def show(predictions: Artifact) -> None:
     table = []
     for row in chosen[:SHOWN]:
         (first, sure), (second, less) = sorted(row["probabilities"].items(), key=lambda item: -item[1])[:2]
-        table.append([row["image"], row["label"] or "–", first, f"{sure:.1%}", f"{second} {less:.1%}"])
+        told = [first, f"{sure:.1%}", f"{second} {less:.1%}"] if row["prediction"] else ["–"] * 3
+        table.append([row["image"], row["label"] or "–", *told, row["remark"] or ""])
     title = facts["model"] if len(chosen) == len(rows) else f"{facts['model']}, those that are wrong"
     if table:
-        console.table(["image", "label", "answer", "probability", "next"], table, title=title, spare=("next",))
+        headers = ["image", "label", "answer", "probability", "next", "remark"]
+        if not any(row[-1] for row in table):
+            headers, table = headers[:-1], [row[:-1] for row in table]
+        console.table(headers, table, title=title, spare=("next",))
     if len(chosen) > SHOWN:
         console.result(f"and {len(chosen) - SHOWN} more; --json has them all")
     if "accuracy" in facts:

@@ -170,7 +170,7 @@ def _signature(folder: Path, chance: random.Random) -> None:
 def _picture(folder: Path, chance: random.Random) -> None:
     path = folder / chance.choice(sorted(each.name for each in folder.iterdir()))
     path.write_bytes(mutate.content(chance, path.read_bytes()))
-    for picture in images.find((path,), list("0123456789"), False):
+    for picture in images.find((path,), list("0123456789"), False, []):
         assert picture.pixels.shape == (28, 28) and picture.pixels.dtype == np.uint8
 
 
