@@ -209,7 +209,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; what is finished is kept: the same command goes on, `train` with --resume", 130)
+        _fail(f"interrupted; {_after(next(iter(arguments or sys.argv[1:]), ''))}", 130)
+
+
+def _after(name: str) -> str:
+    """What an interrupted command leaves, and how to go on."""
+    if name == "train":
+        return "finished epochs are kept: the same command goes on with --resume"
+    if name in ("run", "study", "sweep"):
+        return "what is finished is kept: the same command goes on"
+    return "nothing half-done is left"
 
 
 def _fail(message: str, code: int) -> NoReturn:

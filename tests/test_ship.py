@@ -191,3 +191,28 @@ def test_tools_find_what_the_files_are(shipped):
         assert properties["accuracy"].startswith("0.9950") and "raw uint8" in model.graph.input[0].doc_string
         assert properties["parent_sha256"] == artifact.recall(shipped / NAME / parent).sha256
         assert model.doc_string and "logits" in model.graph.output[0].doc_string
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda at: (at / NAME / "notes.txt").write_text("mine"), "notes.txt, which no release put there"),
+        (lambda at: (at / NAME / ".git").mkdir(), ".git, which no release put there"),
+        (lambda at: (at / NAME / "model.sig").write_text("{}"), "is signed, this one would not be"),
+        (lambda at: (at / f"{NAME}.tar.gz.json").unlink(), "was not made by `pipeline ship`"),
+    ],
+)
+def test_what_shipping_again_would_lose_is_left_alone(release, data, shipped, tmp_path, spoil, expected):
+    out = Path(shutil.copytree(shipped, tmp_path / "out"))
+    spoil(out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=expected):
+        ship.run(release, out=out, data=data)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_release_without_one_of_the_proven_files_is_refused(spoilt, data, tmp_path):
+    for name in ("mnist_cnn.fp16.onnx", "mnist_cnn.fp16.onnx.json"):
+        (spoilt / name).unlink()
+    with pytest.raises(CheckFailed, match=r"mnist_cnn\.fp16\.onnx: missing"):
+        ship.run(spoilt, out=tmp_path / "out", data=data)

@@ -15,7 +15,7 @@ from conftest import command, flip, one_line
 from test_ship import NAME
 
 from pipeline.delivery import ship, verify_release
-from pipeline.errors import CheckFailed
+from pipeline.errors import CheckFailed, UsageError
 from pipeline.release import files, signing
 
 
@@ -123,9 +123,10 @@ def test_another_key_no_key_and_no_signature_are_one_line(signed, keys, shipped,
         return one_line(command("verify-release", folder, "--public-key", key), code)
 
     assert "expected a signature by" in refused(signed, keys / "other-pub.pem")
-    assert "expected a public key in PEM" in refused(signed, keys / "none.pem", 2)
+    assert "No such file" in refused(signed, keys / "none.pem", 2)
     assert "is not signed" in refused(shipped / NAME, keys / "pub.pem")
     assert "has no SHA256SUMS" in refused(tmp_path, keys / "pub.pem", 2)
+    assert "openssl ec -in" in refused(signed, keys / "key.pem", 2)
     assert "belong together" in one_line(command("verify-release", signed, "--identity", "me@example.org"), 2)
 
 
@@ -213,3 +214,57 @@ def test_a_cut_archive_is_one_line(shipped, tmp_path):
     cut.write_bytes((shipped / f"{NAME}.tar.gz").read_bytes()[:-1000])
     for name in ("verify-release", "deploy"):
         assert "cut.tar.gz: is no whole release archive" in one_line(command(name, cut), 1)
+
+
+def test_a_folder_named_from_here_is_signed_as_well(release, data, keys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ship.run(release, out=Path("out"), data=data, sign_key=keys / "key.pem")
+    assert official(tmp_path / "out" / NAME, keys) == 0
+    assert verify_release.run(Path("out") / NAME, public_key=keys / "pub.pem").facts["signature"] == "checked"
+
+
+def test_a_failed_signature_leaves_the_earlier_release(release, data, keys, tmp_path, monkeypatch):
+    ship.run(release, out=tmp_path, data=data, sign_key=keys / "key.pem")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(signing, "sign", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ship.run(release, out=tmp_path, data=data, sign_key=keys / "other.pem")
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("curve", ["secp256k1", "secp224r1"])
+def test_a_curve_that_cannot_sign_is_refused_at_once(tmp_path, curve):
+    key, public = tmp_path / "key.pem", tmp_path / "pub.pem"
+    subprocess.run(["openssl", "ecparam", "-name", curve, "-genkey", "-noout", "-out", key], check=True)
+    subprocess.run(["openssl", "ec", "-in", key, "-pubout", "-out", public], check=True, stderr=-3)
+    for check in (lambda: signing.private_key(key), lambda: signing._public_key(public)):
+        with pytest.raises(UsageError, match=f"P-256 .*received {curve}"):
+            check()
+
+
+def test_names_with_quotes_are_named(copy, keys):
+    flip(copy / "LICENSE", 3)
+    odd = copy.rename(copy.with_name("it's"))
+    with pytest.raises(CheckFailed, match="LICENSE: altered"):
+        signing.verify(odd, keys / "pub.pem")
+
+
+def test_an_archive_packed_by_tar_is_one_too(shipped, tmp_path):
+    subprocess.run(["tar", "czf", tmp_path / "mine.tgz", NAME], cwd=shipped, check=True)
+    assert verify_release.run(tmp_path / "mine.tgz").facts["verified"]
+
+
+def test_what_a_hub_adds_is_said_not_to_be_looked_at(copy):
+    (copy / ".gitattributes").write_text("*.onnx filter=lfs")
+    assert "not looked at: .gitattributes" in command("verify-release", copy).stdout
+
+
+def test_an_archive_is_named_not_where_it_was_unpacked(copy, tmp_path):
+    flip(copy / "LICENSE", 3)
+    (tmp_path / "altered.tar.gz").write_bytes(files.pack(copy))
+    line = one_line(command("deploy", tmp_path / "altered.tar.gz"), 1)
+    assert f"{tmp_path}/altered.tar.gz: {NAME}: LICENSE: altered" in line

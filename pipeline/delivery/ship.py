@@ -40,6 +40,10 @@ def run(
     and the name, card, report, provenance and release.json say so.
     """
     installs.require("ship", NEEDS)
+    if sign_key and sigstore:
+        raise UsageError("--sign-key and --sigstore are two ways to sign: expected one of them")
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file: expected the folder it lies in, {folder.parent}")
     if sign_key or sigstore:
         signing.needed()
     if sign_key:
@@ -57,17 +61,21 @@ def run(
         console.say("--unverified: nothing stands against this release; it is shipped as verified")
     name = "-".join([found.model["name"], found.model["version"], *["triton"] * (format == "triton")])
     name += "-unverified" * bool(against)
+    target, archive = out / name, out / f"{name}{files.ARCHIVE}"
+    files.expect_free(target, archive, signed=bool(sign_key or sigstore))
+    against = [each.replace(f"{folder}/", "") for each in against]  # where it was made is nobody's business
+    if not found.history:
+        console.say(f"{folder}: has no training history: the report goes without its curves")
     made = _triton(found) if format == "triton" else _folder(found, against, split, measures.summary(answers, split))
     made[inspection.ABOUT] = _json(_about(found, against, format))
     made["LICENSE"] = _licence()
     made["provenance.json"] = _json(provenance.statement(found, made, builder, not against))
-    target = out / name
     earlier = target / files.SIGNATURE
     signature = earlier.read_bytes() if earlier.is_file() else b""
-    files.write(target, made)
-    _sign(target, sign_key, sigstore, signature)
+    with files.staged(target, made) as part:
+        _sign(part, sign_key, sigstore, signature)
     return artifact.write(
-        out / f"{name}{files.ARCHIVE}",
+        archive,
         files.pack(target),
         kind=KIND,
         parents=[*found.forms, *found.reports],

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pipeline import artifact, console
 from pipeline.artifact import Artifact
-from pipeline.errors import CheckFailed, UsageError
+from pipeline.errors import UsageError
 from pipeline.release import files, inspection
-from pipeline.release.inspection import PublicKey
+from pipeline.release.inspection import AllowUnverified, PublicKey
 
 KIND = "release-check"
 
@@ -20,7 +20,7 @@ def run(
     public_key: PublicKey = None,
     identity: Annotated[str | None, "Who should have signed with Sigstore, such as an e-mail address."] = None,
     issuer: Annotated[str | None, "The OpenID Connect issuer that vouched for --identity."] = None,
-    allow_unverified: Annotated[bool, "Accept a release that says of itself that it is unverified."] = False,
+    allow_unverified: AllowUnverified = False,
 ) -> Artifact:
     """Check a release, a folder or its archive: every byte, who signed it, and that its proof is about these files.
 
@@ -30,10 +30,7 @@ def run(
         raise UsageError("--identity and --issuer belong together: expected both or none")
     with files.opened(release) as folder:
         facts = inspection.inspect(folder, public_key, identity, issuer)
-    if not facts["verified"] and not allow_unverified:
-        raise CheckFailed(
-            f"{release}: is marked as unverified: {'; '.join(facts['against'])}; --allow-unverified accepts it"
-        )
+    inspection.accept(release, facts, allow_unverified)
     sha, size = (artifact.digest(release), release.stat().st_size) if release.is_file() else (facts["sums_sha256"], 0)
     return Artifact(None, KIND, sha, size, facts=facts)
 
@@ -43,6 +40,8 @@ def show(check: Artifact) -> None:
     facts = check.facts
     state = "verified" if facts["verified"] else f"UNVERIFIED: {'; '.join(facts['against'])}"
     console.result(f"{facts['model']} {facts['version']}: {facts['files']} files as listed, chain whole; {state}")
+    if facts["not_looked_at"]:
+        console.result(f"not looked at: {', '.join(facts['not_looked_at'])}, which a model hub's clone has")
     if facts["signature"] == "checked":
         console.result("signature: holds")
     else:

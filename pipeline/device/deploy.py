@@ -12,7 +12,7 @@ from pipeline.artifact import Artifact
 from pipeline.device import doctor
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.release import files, inspection
-from pipeline.release.inspection import PublicKey
+from pipeline.release.inspection import AllowUnverified, PublicKey
 from pipeline.stages import DEFAULTS, bench, build, verify
 
 KIND, FILE = "device-report", "device-report.json"
@@ -26,6 +26,7 @@ def run(
         Path | None, "Labelled images, as for verify; by default the release's own test set, else data/."
     ] = None,
     public_key: PublicKey = None,
+    allow_unverified: AllowUnverified = False,
     runtime: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "none"],
         "What builds engines. auto: the one that is installed, and none, with a word, where there is no GPU.",
@@ -44,20 +45,22 @@ def run(
     Raises CheckFailed, with the report in it, where a form doesn't pass.
     """
     installs.require("deploy", ["onnxruntime"])
+    bench.expect_sizes(batch, threads)
     with contextlib.ExitStack() as unpacked:
         folder = unpacked.enter_context(files.opened(release)) if files.is_archive(release) else release
-        about = _inspected(folder, public_key)
+        about = _inspected(release, folder, public_key, allow_unverified)
         asked = {"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick}
         return _deployed(shipped(folder), out, data or _test_set(folder), about, **asked)
 
 
-def _inspected(folder: Path, public_key: Path | None) -> dict[str, Any] | None:
-    """What holds about a release; None for files that are none. Says so if it is marked as unverified."""
+def _inspected(release: Path, folder: Path, public_key: Path | None, allow_unverified: bool) -> dict[str, Any] | None:
+    """What holds about a release; None for files that are none. CheckFailed if it is marked as unverified."""
     if not public_key and not (folder / files.SUMS).is_file():
         return None
     about = inspection.inspect(folder, public_key)
-    if not about["verified"]:
-        console.say(f"{folder}: is marked as unverified: {'; '.join(about['against'])}")
+    inspection.accept(release, about, allow_unverified)
+    if about["format"] == "triton":
+        raise UsageError(f"{release}: is a repository for a Triton server: expected a release of --format folder")
     return about
 
 

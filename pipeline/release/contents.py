@@ -121,6 +121,9 @@ def proof_gaps(verification: Artifact, forms: list[Artifact]) -> Iterator[str]:
             f"{reference['name']}, {reference['n']} images"
         )
     yield from _other_bytes(verification, forms, "pipeline verify")
+    proven = {row["form"] for row in facts["rows"] if row["form"].endswith(".onnx")}
+    for missing in sorted(proven - {form.name for form in forms}):
+        yield f"{missing}: missing: expected every ONNX file that {name} is about"
 
 
 def _other_bytes(report: Artifact, forms: list[Artifact], makes: str) -> Iterator[str]:

@@ -17,10 +17,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import CheckFailed, UsageError
+from pipeline.artifact import sidecar
+from pipeline.errors import CheckFailed, PipelineError, UsageError
 
 SUMS, SIGNATURE, TEST_SET = "SHA256SUMS", "model.sig", "test-set.npz"
 ARCHIVE = ".tar.gz"
+PACKED = (ARCHIVE, ".tgz")  # what is taken for one
 IGNORED = {".git", ".gitattributes"}  # what a model hub adds; model-signing leaves them out, too
 LIMIT = 1 << 28  # bytes that an archive may unpack to, and files it may have
 MOST = 1000
@@ -37,26 +39,49 @@ def _written(digests: Mapping[str, str]) -> bytes:
     return f"{lines}# {hashlib.sha256(lines.encode()).hexdigest()} of the lines above\n".encode()
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a release's folder with its SHA256SUMS, in place of an earlier release there.
+@contextlib.contextmanager
+def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A release's folder with its SHA256SUMS, elsewhere, to be signed; then put in place of an earlier release.
 
-    UsageError if something else is there: only what has a SHA256SUMS is replaced.
+    What is there stays until all of it is done: a failure or a kill before that leaves it untouched.
     """
-    if folder.exists() and not (folder / SUMS).is_file():
-        raise UsageError(f"{folder}: is there already and is no release: expected a free name; move it or give --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.part")
+    scratch = folder.with_name(f".{folder.name}.part")
+    part = scratch / folder.name  # signatures carry the folder's name
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
         for name, content in {**files, SUMS: sums(files)}.items():
             path = part / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+        yield part
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, scratch / "earlier")
         os.replace(part, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
+    """UsageError if a release here would replace anything but an earlier release: its folder and its archive.
+
+    Nor is a signed one replaced by one that isn't.
+    """
+    move = "move it or give another --out"
+    if archive.exists() and not (archive.is_file() and sidecar(archive).is_file()):
+        raise UsageError(f"{archive}: is there already and was not made by `pipeline ship`: {move}")
+    if not folder.exists():
+        return
+    if not (folder / SUMS).is_file():
+        raise UsageError(f"{folder}: is there already and is no release: expected a free name; {move}")
+    listed = {line.partition("  ")[2] for line in (folder / SUMS).read_text(errors="replace").splitlines()}
+    there = {*names(folder), *(path.name for path in folder.iterdir() if path.name in IGNORED)}
+    if more := sorted(there - listed - {SUMS, SIGNATURE}):
+        raise UsageError(
+            f"{folder}: has {', '.join(more)}, which no release put there and a new one would remove: {move}"
+        )
+    if (folder / SIGNATURE).is_file() and not signed:
+        raise UsageError(f"{folder}: is signed, this one would not be: expected --sign-key or --sigstore; or {move}")
 
 
 def pack(folder: Path) -> bytes:
@@ -88,7 +113,9 @@ def names(folder: Path) -> list[str]:
 def expect_release(folder: Path) -> None:
     """UsageError if a folder isn't what `write` makes."""
     if not (folder / SUMS).is_file():
-        raise UsageError(f"{folder}: has no {SUMS}: expected a release, as `pipeline ship` makes it")
+        within = [path.parent for path in sorted(folder.glob(f"*/{SUMS}"))]
+        hint = f"; there is one in {within[0]}" if within else ""
+        raise UsageError(f"{folder}: has no {SUMS}: expected a release, as `pipeline ship` makes it{hint}")
 
 
 def check(folder: Path) -> dict[str, str]:
@@ -133,18 +160,24 @@ def _inside(name: str) -> bool:
 @contextlib.contextmanager
 def opened(release: Path) -> Iterator[Path]:
     """A release's folder: itself, or an archive unpacked for as long as this lasts."""
-    if release.is_dir() or not release.is_file():
-        if not release.exists():
-            raise UsageError(f"{release}: no such folder or archive")
+    if release.is_dir():
         yield release
         return
+    if not release.exists():
+        raise UsageError(f"{release}: no such folder or archive")
+    if not is_archive(release):
+        raise UsageError(f"{release}: expected a release: its folder, or its archive ({ARCHIVE})")
     with tempfile.TemporaryDirectory() as scratch:
-        yield unpack(release, Path(scratch))
+        try:
+            yield unpack(release, Path(scratch))
+        except PipelineError as error:  # who reads it knows the archive, not where it was unpacked
+            error.args = (str(error).replace(f"{scratch}/", f"{release}: "),)
+            raise
 
 
 def is_archive(path: Path) -> bool:
     """Whether a path is to be unpacked before it is looked at."""
-    return path.is_file() and path.name.endswith(ARCHIVE)
+    return path.is_file() and path.name.endswith(PACKED)
 
 
 def unpack(archive: Path, target: Path) -> Path:
@@ -162,6 +195,8 @@ def unpack(archive: Path, target: Path) -> Path:
             raise CheckFailed(f"{archive}: unpacks to more than {LIMIT} bytes: is no release")
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
+                if member.isdir() and _inside(member.name):  # as plain tar packs them
+                    continue
                 if not member.isfile() or not _inside(member.name) or "/" not in member.name or len(files) >= MOST:
                     raise CheckFailed(f"{damaged}: {member.name!r} is a link, lies outside or doesn't belong")
                 if member.name in files or member.sparse:

@@ -14,6 +14,7 @@ ABOUT = "release.json"
 FORMATS = ("folder", "triton")
 
 PublicKey = Annotated[Path | None, "Public key (PEM), had from elsewhere, of whoever should have signed."]
+AllowUnverified = Annotated[bool, "Accept a release that says of itself that it is unverified."]
 
 
 def inspect(
@@ -34,6 +35,7 @@ def inspect(
     return {
         **{name: about[name] for name in ("model", "version", "format", "verified", "against")},
         "files": len(digests),
+        "not_looked_at": sorted(path.name for path in folder.iterdir() if path.name in files.IGNORED),
         "sums_sha256": artifact.digest(folder / files.SUMS),
         "signature": "checked"
         if public_key or identity
@@ -41,6 +43,14 @@ def inspect(
         if (folder / files.SIGNATURE).is_file()
         else "none",
     }
+
+
+def accept(release: Path, facts: dict[str, Any], allow_unverified: bool) -> None:
+    """CheckFailed if a release says of itself that nothing proves it, and that isn't accepted."""
+    if not facts["verified"] and not allow_unverified:
+        raise CheckFailed(
+            f"{release}: is marked as unverified: {'; '.join(facts['against'])}; --allow-unverified accepts it"
+        )
 
 
 def _about(folder: Path) -> dict[str, Any]:

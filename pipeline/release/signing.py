@@ -13,6 +13,9 @@ from pipeline import installs
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.release.files import SIGNATURE
 
+# By the names that OpenSSL and cryptography have for them; model-signing knows no others.
+CURVES = {"secp256r1": "P-256 (prime256v1)", "secp384r1": "P-384", "secp521r1": "P-521"}
+
 
 def needed() -> None:
     """UsageError, before any work is done, if signatures can't be made or checked here."""
@@ -26,7 +29,7 @@ def sign(folder: Path, key: Path) -> Path:
 
     private_key(key)
     config = model_signing.signing.Config().use_elliptic_key_signer(private_key=key)
-    config.set_hashing_config(_hashing(folder)).sign(folder, folder / SIGNATURE)
+    config.set_hashing_config(_hashing()).sign(folder, folder / SIGNATURE)
     return folder / SIGNATURE
 
 
@@ -37,7 +40,7 @@ def sign_keyless(folder: Path) -> Path:
 
     try:
         config = model_signing.signing.Config().use_sigstore_signer()
-        config.set_hashing_config(_hashing(folder)).sign(folder, folder / SIGNATURE)
+        config.set_hashing_config(_hashing()).sign(folder, folder / SIGNATURE)
     except Exception as error:  # whatever network, browser and identity provider come up with
         line = " ".join(str(error).split())[:200]
         raise UsageError(
@@ -74,18 +77,11 @@ def verify_keyless(folder: Path, identity: str, issuer: str) -> None:
 
 def _refused(folder: Path, whom: str, error: Exception) -> CheckFailed:
     """In a line: the files that aren't as signed, or why there is no such signature."""
-    text = " ".join(str(error).split())
-    altered = [f"{name}: altered" for name in re.findall(r"Hash mismatch for '(.*?)'", text)]
-    altered += [
-        f"{name}: missing"
-        for names in re.findall(r"Missing files in model '.*?': (.*?)\"", text)
-        for name in names.split(", ")
-    ]
-    altered += [
-        f"{name}: not signed"
-        for names in re.findall(r"Extra files found in model '.*?': (.*?)\"", text)
-        for name in names.split(", ")
-    ]
+    text = " ".join(str(error).split()).replace("\\'", "'")  # a list of messages, as Python writes one
+    altered = [f"{name}: altered" for name in re.findall(r"Hash mismatch for '(.*?)': Expected", text)]
+    for begin, what in (("Missing files in", "missing"), ("Extra files found in", "not signed")):
+        for names in re.findall(rf"{begin} model '.*?': (.*?)['\"][,\]]", text):
+            altered += [f"{name}: {what}" for name in names.split(", ")]
     if altered:
         return CheckFailed(f"{folder}: {'; '.join(altered)}: expected what was signed by {whom}")
     return CheckFailed(f"{folder / SIGNATURE}: expected a signature by {whom}: {text[:200] or type(error).__name__}")
@@ -94,21 +90,40 @@ def _refused(folder: Path, whom: str, error: Exception) -> CheckFailed:
 def private_key(path: Path) -> Any:
     """The elliptic-curve key in a PEM file. UsageError, which says how to make one, if there is none."""
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    how = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out pub.pem"
+    how = "openssl ecparam -name prime256v1 -genkey -noout -out NEW.pem"
+    pem = _pem("--sign-key", path, f"; make one: {how}")
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        key = load_pem_private_key(pem, None)
+    except TypeError as error:  # as cryptography says that there is a password
         raise UsageError(
-            f"--sign-key {path}: expected an unencrypted elliptic-curve key in PEM; make one: {how}"
+            f"--sign-key {path}: is encrypted: expected it without a password: openssl ec -in {path} -out PLAIN.pem"
         ) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
+    except (ValueError, UnsupportedAlgorithm) as error:
+        received = "received a public key" if b"PUBLIC KEY" in pem else "received something else"
         raise UsageError(
-            f"--sign-key {path}: expected an elliptic-curve key, received {type(key).__name__}; make one: {how}"
-        )
+            f"--sign-key {path}: expected a private elliptic-curve key in PEM, {received}; make one: {how}"
+        ) from error
+    _expect_curve("--sign-key", path, key)
     return key
+
+
+def _pem(option: str, path: Path, hint: str = "") -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror or error}{hint}") from error
+
+
+def _expect_curve(option: str, path: Path, key: Any) -> None:
+    """UsageError if model-signing has no signature by this kind of key."""
+    curve = getattr(key, "curve", None)
+    if getattr(curve, "name", None) not in CURVES:
+        received = curve.name if curve else type(key).__name__
+        raise UsageError(
+            f"{option} {path}: expected an elliptic-curve key on {' or '.join(CURVES.values())}, received {received}"
+        )
 
 
 def still_signs(folder: Path, signature: bytes, key: Path) -> bool:
@@ -129,10 +144,11 @@ def still_signs(folder: Path, signature: bytes, key: Path) -> bool:
     return True
 
 
-def _hashing(folder: Path) -> Any:
+def _hashing() -> Any:
     import model_signing
 
-    return model_signing.hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=True)
+    # Relative to the folder that is signed, whatever that is called from here.
+    return model_signing.hashing.Config().set_ignored_paths(paths=[Path(SIGNATURE)], ignore_git_paths=True)
 
 
 def _signature(folder: Path) -> Path:
@@ -157,13 +173,14 @@ def _canonical(path: Path) -> None:
 
 def _public_key(path: Path) -> None:
     from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    pem = _pem("--public-key", path, ": expected a public key in PEM")
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        line = " ".join(str(error).split())[:200]
-        raise UsageError(f"--public-key {path}: expected a public key in PEM: {line}") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise UsageError(f"--public-key {path}: expected an elliptic-curve key, received {type(key).__name__}")
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        hint = "received something else"
+        if b"PRIVATE KEY" in pem:
+            hint = f"received a private key; its public half: openssl ec -in {path} -pubout -out pub.pem"
+        raise UsageError(f"--public-key {path}: expected a public key in PEM, {hint}") from error
+    _expect_curve("--public-key", path, key)

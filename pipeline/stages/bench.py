@@ -40,8 +40,7 @@ def run(
         )
     if compare and not any(form.kind == "checkpoint" for form in forms):
         raise UsageError("--compare needs the checkpoint among the forms: name it, or a folder with it")
-    if min((*batch, threads)) < 1:
-        raise UsageError(f"expected batch sizes and threads of at least 1, received {[*batch]} and {threads}")
+    expect_sizes(batch, threads)
     before, board = machine.describe(), [jetson.state()]
     readers = {form.name: _timed(form, provider, no_cuda_graph) for form in forms}
     with contextlib.ExitStack() as sessions:
@@ -70,6 +69,12 @@ def run(
         versions=artifact.versions(*runtimes.packages(reader for form in forms for reader in readers[form.name])),
         facts=found,
     )
+
+
+def expect_sizes(batch: tuple[int, ...], threads: int) -> None:
+    """UsageError for sizes that can't be timed."""
+    if min((*batch, threads)) < 1:
+        raise UsageError(f"expected batch sizes and threads of at least 1, received {[*batch]} and {threads}")
 
 
 def options(*_: Artifact, provider: str, no_cuda_graph: bool, **given: Any) -> dict[str, Any]:
