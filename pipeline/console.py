@@ -57,7 +57,6 @@ def progress(total: int | None, unit: str, description: str, *, quiet: bool = Fa
         desc=description,
         file=sys.stderr,
         disable=quiet,
-        delay=0.3,  # what is done before that needs no bar
         mininterval=interval,
         maxinterval=interval,
         unit_scale=unit == "B",
