@@ -75,11 +75,11 @@ def _is_picture(path: Path) -> bool:
 
 
 def _picture(name: str, image: np.ndarray, as_is: bool, label: str | None) -> Picture:
-    pixels = prepare(image, as_is=as_is, name=name)
+    pixels, ink = _prepared(image, as_is, name)
     remark = None
     if not pixels.any():
         remark = NONE
-    elif pixels is not image and _several(_ink(image)):
+    elif ink is not None and _several(ink):
         remark = SEVERAL
     return Picture(name, pixels, label, remark)
 
@@ -128,15 +128,20 @@ def prepare(image: np.ndarray, *, as_is: bool = False, name: str = "image") -> n
 
     What already is so stays as it is. `as_is` changes nothing: UsageError if the image has another size.
     """
+    return _prepared(image, as_is, name)[0]
+
+
+def _prepared(image: np.ndarray, as_is: bool, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `prepare`, and the ink that was found, at the image's own size; None where it wasn't looked for."""
     if as_is and image.shape != (SIDE, SIDE):
         raise UsageError(f"{name}: is {image.shape[1]} × {image.shape[0]}: --as-is expects {SIDE} × {SIDE} pixels")
     if as_is or _as_mnist(image):
-        return image
+        return image, None
     ink = _ink(image)
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     if not len(rows):
-        return np.zeros((SIDE, SIDE), np.uint8)
-    return _centred(_boxed(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+        return np.zeros((SIDE, SIDE), np.uint8), ink
+    return _centred(_boxed(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])), ink
 
 
 def _as_mnist(image: np.ndarray) -> bool:

@@ -50,20 +50,19 @@ def run(
         signing.private_key(sign_key)
     lookup.check_writable(out)
     found = contents.gather(folder)
-    _refuse(found.against, unverified)
+    _refuse(folder, found.against, unverified)
     split = dataset.test(data)
     if split.digests != found.forms[0].facts["reference"]["sha256"]:
         raise UsageError(f"--data {data}: is {split.name}: expected {found.forms[0].facts['reference']['name']}")
     answers = measures.answers(found.forms, split)
     against = found.against or measures.against(answers, split, found.verification, found.model["gate"])
-    _refuse(against, unverified)
+    _refuse(folder, against, unverified)
     if unverified and not against:
         console.say("--unverified: nothing stands against this release; it is shipped as verified")
     name = "-".join([found.model["name"], found.model["version"], *["triton"] * (format == "triton")])
     name += "-unverified" * bool(against)
     target, archive = out / name, out / f"{name}{files.ARCHIVE}"
     files.expect_free(target, archive, signed=bool(sign_key or sigstore))
-    against = [each.replace(f"{folder}/", "") for each in against]  # where it was made is nobody's business
     if not found.history:
         console.say(f"{folder}: has no training history: the report goes without its curves")
     made = _triton(found) if format == "triton" else _folder(found, against, split, measures.summary(answers, split))
@@ -85,9 +84,9 @@ def run(
     )
 
 
-def _refuse(against: list[str], unverified: bool) -> None:
+def _refuse(folder: Path, against: list[str], unverified: bool) -> None:
     if against and not unverified:
-        raise CheckFailed(f"{'; '.join(against)}; --unverified ships it, marked as such")
+        raise CheckFailed(f"{folder}: {'; '.join(against)}; --unverified ships it, marked as such")
 
 
 def _folder(found: Contents, against: list[str], split: Split, measured: dict[str, Any]) -> dict[str, bytes]:

@@ -55,7 +55,7 @@ def gather(folder: Path) -> Contents:
     named = {each.name: each for each in there}
     history = named.get(train.HISTORY.format(model=forms[0].facts["model"]["name"]))
     found = Contents(forms, _ancestors(forms, folder), named.get(verify.FILE), named.get(bench.FILE), history)
-    return Contents(**{**vars(found), "against": list(_against(found, folder))})
+    return Contents(**{**vars(found), "against": list(_against(found))})
 
 
 def _ancestors(forms: list[Artifact], folder: Path) -> list[Artifact]:
@@ -72,14 +72,15 @@ def _ancestors(forms: list[Artifact], folder: Path) -> list[Artifact]:
     return found
 
 
-def _against(found: Contents, folder: Path) -> Iterator[str]:
+def _against(found: Contents) -> Iterator[str]:
+    """By the files' names: it goes into what ships, where nobody needs to know the folder that they were made in."""
     yield from chain_breaks([*found.ancestors, *found.forms])
     if found.verification is None:
-        yield f"{folder / verify.FILE}: missing: expected the proof of these files; `pipeline verify {folder}` makes it"
+        yield f"{verify.FILE}: missing: expected the proof of these files; `pipeline verify` makes it"
     else:
         yield from proof_gaps(found.verification, found.forms)
     if found.latency is None:
-        yield f"{folder / bench.FILE}: missing: expected these files' latency; `pipeline bench {folder}` measures it"
+        yield f"{bench.FILE}: missing: expected these files' latency; `pipeline bench` measures it"
     else:
         yield from _other_bytes(found.latency, found.forms, "pipeline bench")
 
@@ -102,7 +103,7 @@ def chain_breaks(line: list[Artifact]) -> Iterator[str]:
 
 def proof_gaps(verification: Artifact, forms: list[Artifact]) -> Iterator[str]:
     """Why a verification doesn't prove that these files reach their model's gate on its test set."""
-    facts, name = verification.facts, verification.path or verification.name
+    facts, name = verification.facts, verification.name
     try:
         written = json.loads(artifact.content(verification))
     except ValueError:
@@ -132,6 +133,6 @@ def _other_bytes(report: Artifact, forms: list[Artifact], makes: str) -> Iterato
         made_for = report.parents.get(form.name)
         if made_for != form.sha256 or rows != {form.sha256}:
             yield (
-                f"{report.path}: was made for other bytes of {form.name}: expected sha256 {form.sha256}, received "
+                f"{report.name}: was made for other bytes of {form.name}: expected sha256 {form.sha256}, received "
                 f"{made_for or 'none'}; `{makes}` makes it anew"
             )

@@ -74,6 +74,7 @@ def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
         return
     if not (folder / SUMS).is_file():
         raise UsageError(f"{folder}: is there already and is no release: expected a free name; {move}")
+    # Whatever was altered in an earlier release, it is replaced: only its own files must be.
     listed = {line.partition("  ")[2] for line in (folder / SUMS).read_text(errors="replace").splitlines()}
     there = {*names(folder), *(path.name for path in folder.iterdir() if path.name in IGNORED)}
     if more := sorted(there - listed - {SUMS, SIGNATURE}):
@@ -111,7 +112,7 @@ def names(folder: Path) -> list[str]:
 
 
 def expect_release(folder: Path) -> None:
-    """UsageError if a folder isn't what `write` makes."""
+    """UsageError if a folder isn't what `staged` makes."""
     if not (folder / SUMS).is_file():
         within = [path.parent for path in sorted(folder.glob(f"*/{SUMS}"))]
         hint = f"; there is one in {within[0]}" if within else ""

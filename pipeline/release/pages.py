@@ -30,7 +30,7 @@ def card(contents: Contents, against: list[str], digests: Mapping[str, str]) -> 
         forms=contents.forms,
         rows=[row for row in rows if row["form"] in shipped],
         latency=_latency(contents),
-        processor=contents.latency and contents.latency.facts["machine"]["processor"],
+        timing=contents.latency and contents.latency.facts,
         verification=contents.verification and contents.verification.facts,
         training=_training(contents),
         dataset=HUBS.get(contents.model["dataset"], contents.model["dataset"]),

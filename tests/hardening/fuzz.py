@@ -7,247 +7,33 @@ process of its own; one that dies is a failure like any other.
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import os
-import pickle
 import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipeline import artifact, dataset, images, lookup, mnist, recipe, runtimes
+from pipeline import dataset
 from pipeline.errors import PipelineError
-from pipeline.release import contents, files, inspection, pages, signing
-from tests.hardening import Place, Row, mutate
+from tests.hardening import Place, Row, targets
 
 SECONDS = 20  # that one input may take
 MEMORY = 1 << 30  # bytes that all inputs of a target may add to its process's largest size
-SHARES = {  # of the inputs: readers behind which native code lies get more
-    "idx": 1.5, "idx.gz": 0.5, "npz": 1, "pickle": 1.5, "checkpoint": 1.5, "record": 2, "onnx": 2, "fp16": 2,
-    "engine": 0.5, "report": 1.5, "archive": 1, "release": 1, "picture": 2, "signature": 0.5, "options": 1.5,
-}  # fmt: skip
 FORBIDDEN = {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"}
-
-
-def rewritten(path: Path, chance: random.Random, structure: bool) -> None:
-    """Damage a file or its record's facts, and give it a record whose digests fit."""
-    made = artifact.recall(path)
-    raw, record = path.read_bytes(), made.record()
-    if structure:
-        record = mutate.tree(chance, record)
-    else:
-        raw = mutate.content(chance, raw)
-    if isinstance(record, dict):
-        if chance.random() < 0.9:
-            record |= {"sha256": artifact.hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
-        if path.suffix == ".json" and isinstance(record.get("facts"), dict):
-            raw = (json.dumps(record["facts"], indent=1) + "\n").encode()
-            record["sha256"] = artifact.hashlib.sha256(raw).hexdigest()
-        record.pop("record_sha256", None)
-        artifact.sidecar(path).write_bytes(artifact._serialise(record))
-    else:
-        artifact.sidecar(path).write_bytes(json.dumps(record).encode())
-    path.write_bytes(raw)
-
-
-def _idx(folder: Path, chance: random.Random) -> None:
-    path = folder / chance.choice(("x-images-idx3-ubyte", "x-labels-idx1-ubyte"))
-    path.write_bytes(mutate.content(chance, path.read_bytes()))
-    dataset.test(folder / "x-images-idx3-ubyte")
-
-
-def _idx_gz(folder: Path, chance: random.Random) -> None:
-    path = folder / "x-images-idx3-ubyte"
-    raw = path.read_bytes()
-    packed = gzip.compress(mutate.content(chance, raw), 1) if chance.random() < 0.5 else gzip.compress(raw, 1)
-    path.write_bytes(mutate.content(chance, packed))
-    dataset.test(path)
-
-
-def _npz(folder: Path, chance: random.Random) -> None:
-    path = folder / "few.npz"
-    path.write_bytes(mutate.content(chance, path.read_bytes()))
-    dataset.test(path)
-
-
-def _pickle(folder: Path, chance: random.Random) -> None:
-    raw = (folder / "arrays.pkl").read_bytes()
-    hostile = (b"cos\nsystem\n(S'touch ../escape'\ntR.", b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n(S'x'\ntR.")
-    damaged = mutate.content(chance, raw)
-    if chance.random() < 0.2:
-        damaged = chance.choice(hostile) + raw
-    try:
-        mnist._idx_files(mnist._ArraysOnly(io.BytesIO(damaged), encoding="latin1").load())
-    except (*mnist._UNREACHABLE, TypeError, AttributeError, IndexError, MemoryError, OverflowError):
-        pass  # in use, the digest has matched before a byte is unpickled; here it is whether code runs
-
-
-def _form(name: str, structure: float = 0.3) -> Callable[[Path, random.Random], None]:
-    def act(folder: Path, chance: random.Random) -> None:
-        rewritten(folder / name, chance, chance.random() < structure)
-        read = artifact.read(folder / name)
-        for runtime, mode in runtimes.readers(read.kind):
-            with runtime.load(read, mode=mode, threads=1) as session:
-                session(np.zeros([2, *read.facts["model"]["input"]], np.uint8))
-
-    return act
-
-
-def _record(folder: Path, chance: random.Random) -> None:
-    name = chance.choice(sorted(path.name for path in artifact.recorded(folder)))
-    path = artifact.sidecar(folder / name)
-    if chance.random() < 0.5:
-        path.write_bytes(mutate.content(chance, path.read_bytes()))
-    else:
-        rewritten(folder / name, chance, True)
-    lookup.forms(folder)
-    contents.gather(folder)
-
-
-def _report(folder: Path, chance: random.Random) -> None:
-    rewritten(folder / chance.choice(("verification.json", "latency.json", "mnist_cnn.history.csv")), chance, True)
-    found = contents.gather(folder)
-    pages.card(found, found.against, {})
-    pages.report(found, found.against, *_MEASURED, {"digest": {}})
-
-
-def _archive(folder: Path, chance: random.Random) -> None:
-    path = folder / "release.tar.gz"
-    with tarfile.open(path) as tar:
-        members = [(member, tar.extractfile(member).read()) for member in tar]
-    if chance.random() < 0.3:
-        path.write_bytes(mutate.content(chance, path.read_bytes()))
-    else:
-        plain = io.BytesIO()
-        with tarfile.open(fileobj=plain, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for member, content in members:
-                if chance.random() < 0.1:
-                    member.name = chance.choice(
-                        ("../escape", "/tmp/escape-of-a-test", "r/../../x", "", "r//x", "r/\x01")
-                    )
-                if chance.random() < 0.1:
-                    member.type = chance.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE))
-                    member.linkname = chance.choice(("/etc/passwd", "../..", "mnist_cnn.onnx"))
-                tar.addfile(member, io.BytesIO(content))
-        raw = plain.getvalue()
-        path.write_bytes(gzip.compress(mutate.content(chance, raw) if chance.random() < 0.5 else raw, 1))
-    with files.opened(path) as unpacked:
-        inspection.inspect(unpacked, None)
-
-
-def _release(folder: Path, chance: random.Random) -> None:
-    path = folder / chance.choice(files.names(folder))
-    path.write_bytes(mutate.content(chance, path.read_bytes()))
-    if path.name != files.SUMS and chance.random() < 0.7:  # as one would who fits the digests to it
-        listed = {n: (folder / n).read_bytes() for n in files.names(folder) if n not in (files.SUMS, files.SIGNATURE)}
-        (folder / files.SUMS).write_bytes(files.sums(listed))
-    inspection.inspect(folder, None)
-
-
-def _signature(folder: Path, chance: random.Random) -> None:
-    path = folder / chance.choice((files.SIGNATURE, "../pub.pem"))
-    before = path.read_bytes()
-    try:
-        path.write_bytes(mutate.content(chance, before))
-        signing.verify(folder, folder / "../pub.pem")
-    finally:
-        path.write_bytes(before)
-
-
-def _picture(folder: Path, chance: random.Random) -> None:
-    path = folder / chance.choice(sorted(each.name for each in folder.iterdir()))
-    path.write_bytes(mutate.content(chance, path.read_bytes()))
-    for picture in images.find((path,), list("0123456789"), False, []):
-        assert picture.pixels.shape == (28, 28) and picture.pixels.dtype == np.uint8
-
-
-def _options(folder: Path, chance: random.Random) -> None:
-    numbers = (0, 1, -1, 0.5, 2, 64, 1e9, 2**16, 2**31, 2**63, 10**30, 1e308, -1e308, float("nan"), float("inf"), None)
-    names = ("epochs", "batch_size", "lr", "momentum", "step_size", "gamma", "dropout", "rotation", "elastic", "ease")
-    given = {name: chance.choice(numbers) for name in chance.sample(names, 3)}
-    given["schedule"] = chance.choice((None, "step", "linear", "", "x"))
-    recipe.options(
-        "mnist_cnn",
-        recipe=chance.choice(("default", "best", "none", "", "__class__")),
-        seed=chance.choice((0, 1, -1, 2**16, 2**63)),
-        device=chance.choice(("cpu", "auto", "cuda")),
-        precision="float32",
-        train_threads=chance.choice((None, 1, 0, -1, 10**9)),
-        limit=chance.choice((None, 0, 1, 2, -5, 10**12)),
-        hold_out=chance.choice((0, 1, -1, 50_000, 60_000)),
-        **given,
-    )
-
-
-ACTS: dict[str, Callable[[Path, random.Random], None]] = {
-    "idx": _idx, "idx.gz": _idx_gz, "npz": _npz, "pickle": _pickle, "checkpoint": _form("mnist_cnn.safetensors"),
-    "record": _record, "onnx": _form("mnist_cnn.onnx", 0.1), "fp16": _form("mnist_cnn.fp16.onnx", 0.1),
-    "engine": _form("mnist_cnn.engine", 0.7), "report": _report, "archive": _archive, "release": _release,
-    "picture": _picture, "signature": _signature, "options": _options,
-}  # fmt: skip
-_MEASURED: tuple[Any, Any] = (None, None)
-
-
-def seeds(target: str, chain: Path, release: Path, data: Path, folder: Path) -> None:
-    """The undamaged files of a target."""
-    folder.mkdir()
-    few = dataset.test(data)
-    some, labels = few.images[:20], few.labels[:20]
-    if target.startswith("idx"):
-        (folder / "x-images-idx3-ubyte").write_bytes(mnist.idx_file(some[:, 0]))
-        (folder / "x-labels-idx1-ubyte").write_bytes(mnist.idx_file(labels.astype(np.uint8)))
-    elif target == "npz":
-        np.savez_compressed(folder / "few.npz", images=some, labels=labels)
-    elif target == "pickle":
-        parts = [(some[:, 0].reshape(20, 784).astype(np.float32) / 256, labels)] * 3
-        (folder / "arrays.pkl").write_bytes(pickle.dumps(parts, 2))
-    elif target in ("archive", "release", "signature"):
-        shutil.copytree(release, folder, dirs_exist_ok=True)
-        if target == "archive":
-            raw = files.pack(folder)
-            shutil.rmtree(folder)
-            folder.mkdir()
-            (folder / "release.tar.gz").write_bytes(raw)
-    elif target == "picture":
-        from PIL import Image
-
-        large = Image.fromarray(np.pad(np.kron(some[0, 0], np.ones((3, 3), np.uint8)), 9))
-        for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp", "pgm"):
-            large.save(folder / f"7.{suffix}")
-        (folder / "x-images-idx3-ubyte").write_bytes(mnist.idx_file(some[:, 0]))
-    elif target != "options":
-        for path in chain.iterdir():
-            if path.name.startswith(("mnist_cnn", "verification", "latency")) and ".training" not in path.name:
-                shutil.copy(path, folder)
-        form = artifact.read(chain / "mnist_cnn.fp16.onnx")
-        facts = {name: form.facts[name] for name in ("model", "reference")}
-        options = {"runtime": "tensorrt", "version": "10.3", "version_compatible": False, "hardware_compatible": False}
-        options |= {"targets": ["sm87"], "max_batch": 64, "opt_batch": 1, "dla": False}
-        gpu = {"name": "Orin", "capability": "8.7"}
-        artifact.write(folder / "mnist_cnn.engine", b"engine" * 50, kind="engine", parents=[form], options=options,
-                       facts=facts | {"gpu": gpu, "element": "HALF"})  # fmt: skip
 
 
 def work(target: str, first: int, count: int, place: Path) -> int:
     """In a process of its own: damage and read `count` times; a line of JSON for each that fails."""
-    global _MEASURED
     undamaged, folder, mark = place / "seeds", place / "try", place / "at"
-    if target == "report":
-        split = dataset.test(place / "few.npz")
-        _MEASURED = (split, {"confusion": [[1]], "calibration": {"bins": [], "error": 0.0}, "mistakes": []})
     if target in ("checkpoint", "options"):
         import torch
         import torch._dynamo  # noqa: F401
@@ -264,7 +50,7 @@ def work(target: str, first: int, count: int, place: Path) -> int:
         begun, problem = time.monotonic(), None
         signal.alarm(SECONDS)
         try:
-            ACTS[target](folder, random.Random(f"{target}-{number}"))
+            targets.ACTS[target](folder, random.Random(f"{target}-{number}"))
         except PipelineError as error:
             text = str(error)
             problem = None if 0 < len(text) < 20_000 else f"an error of {len(text)} characters"
@@ -293,8 +79,8 @@ def work(target: str, first: int, count: int, place: Path) -> int:
 
 def run(place: Place, scale: float) -> list[Row]:
     """About 1,000 × scale inputs over all targets."""
-    total = sum(SHARES.values())
-    return [_target(name, round(1000 * scale * share / total) + 1, place) for name, share in SHARES.items()]
+    total = sum(targets.SHARES.values())
+    return [_target(name, round(1000 * scale * share / total) + 1, place) for name, share in targets.SHARES.items()]
 
 
 def _target(name: str, count: int, given: Place) -> Row:
@@ -302,7 +88,7 @@ def _target(name: str, count: int, given: Place) -> Row:
     row, done = Row("bad input", f"{name}, damaged"), 0
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        seeds(name, chain, release, data, place / "seeds")
+        targets.seeds(name, chain, release, data, place / "seeds")
         if (release.parent / "pub.pem").is_file():
             shutil.copy(release.parent / "pub.pem", place)
         few = dataset.test(data)
