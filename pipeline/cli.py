@@ -193,6 +193,8 @@ def show(what: str, as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point: every expected error becomes one line on stderr and an exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         code = cli.main(arguments, prog_name="pipeline", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

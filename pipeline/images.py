@@ -8,119 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from pipeline import dataset
 from pipeline.errors import UsageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
 SIDE, BOX = 28, 20
 FAINT = (0.04, 0.4)  # of the range between background and stroke: what is paler is paper, not ink; by the paper's noise
 SPECK = 0.02  # of the ink of the largest stroke: less is dirt or noise
-LARGEST = 50_000_000  # pixels: a photograph has fewer
-NONE, SEVERAL = "no digit found", "several digits?"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture: where it is from, its pixels as the model takes them, and its label where that is known."""
-
-    name: str
-    pixels: np.ndarray  # uint8 [28, 28]
-    label: str | None
-    remark: str | None  # what speaks against taking the answer at its word: NONE or SEVERAL
-
-
-def find(paths: tuple[Path, ...], classes: list[str], as_is: bool, bad: list[str]) -> Iterator[Picture]:
-    """The pictures in files and folders, each once, by name; a folder named as a class labels what is in it.
-
-    What can't be read is left out, and why is put into `bad`. Raises UsageError for a path that isn't there, and for a
-    folder without any picture.
-    """
-    seen = set()
-    for path, file in [(given, file) for given in paths for file in _files(given)]:
-        if file.resolve() in seen:
-            continue
-        seen.add(file.resolve())
-        label = file.parent.name if path.is_dir() and file.parent.name in classes else None
-        try:
-            if "ubyte" in file.name:
-                yield from _idx(file, as_is)
-            else:
-                yield _picture(str(file), read(file), as_is, label)
-        except UsageError as error:
-            bad.append(str(error))
-
-
-def _files(path: Path) -> list[Path]:
-    """The pictures in a folder, hidden ones aside; or the file itself, whatever it is called."""
-    if not path.exists():
-        raise UsageError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        return [path]
-    files = sorted(filter(_is_picture, path.rglob("*")))
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    if not files:
-        raise UsageError(f"{path}: has no picture in it: expected {', '.join(SUFFIXES)} or *idx3-ubyte")
-    return files
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES or path.name.endswith(("idx3-ubyte", "idx3-ubyte.gz"))
-
-
-def _picture(name: str, image: np.ndarray, as_is: bool, label: str | None) -> Picture:
-    pixels, ink = _prepared(image, as_is, name)
-    remark = None
-    if not pixels.any():
-        remark = NONE
-    elif ink is not None and _several(ink):
-        remark = SEVERAL
-    return Picture(name, pixels, label, remark)
-
-
-def _idx(path: Path, as_is: bool) -> Iterator[Picture]:
-    """The images of an IDX file; with labels where `*labels-idx1-ubyte` lies beside it."""
-    labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    if labels != path and labels.is_file():
-        found = dataset.test(path)
-        pixels, names = found.images[:, 0], [str(label) for label in found.labels]
-    else:
-        pixels = dataset.idx(path)
-        if pixels.ndim != 3:
-            raise UsageError(f"{path}: expected images [n, height, width], received {list(pixels.shape)}")
-        names = [None] * len(pixels)
-    for number, (image, name) in enumerate(zip(pixels, names, strict=True)):
-        yield _picture(f"{path}[{number}]", image, as_is, name)
-
-
-def read(path: Path) -> np.ndarray:
-    """A picture as uint8 `[height, width]`, upright, in grey, what is transparent white. UsageError if it is none."""
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is stricter
-            file = Image.open(path)
-        with file:
-            if file.width * file.height > LARGEST:
-                raise UsageError(f"{path}: has {file.width} × {file.height} pixels: expected {LARGEST:,} at most")
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith(("I", "F")):
-                return _stretched(np.asarray(picture, np.float64))
-            if "A" in picture.getbands() or "transparency" in picture.info:
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-            return np.asarray(picture.convert("L"))
-    except UsageError:
-        raise
-    except Exception as error:  # decoders of damaged files fail in any way: struct.error, SyntaxError, zlib.error...
-        line = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UsageError(f"{path}: expected a picture: {line}") from error
 
 
 def prepare(image: np.ndarray, *, as_is: bool = False, name: str = "image") -> np.ndarray:
@@ -128,10 +23,10 @@ def prepare(image: np.ndarray, *, as_is: bool = False, name: str = "image") -> n
 
     What already is so stays as it is. `as_is` changes nothing: UsageError if the image has another size.
     """
-    return _prepared(image, as_is, name)[0]
+    return prepared(image, as_is, name)[0]
 
 
-def _prepared(image: np.ndarray, as_is: bool, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+def prepared(image: np.ndarray, as_is: bool, name: str) -> tuple[np.ndarray, np.ndarray | None]:
     """As `prepare`, and the ink that was found, at the image's own size; None where it wasn't looked for."""
     if as_is and image.shape != (SIDE, SIDE):
         raise UsageError(f"{name}: is {image.shape[1]} × {image.shape[0]}: --as-is expects {SIDE} × {SIDE} pixels")
@@ -193,7 +88,7 @@ def _deviation(off: np.ndarray) -> float:
     return 1.4826 * float(np.median(np.abs(off)))  # a normal distribution's standard deviation
 
 
-def _several(ink: np.ndarray) -> bool:
+def several(ink: np.ndarray) -> bool:
     """Whether two strokes, neither small, stand side by side with a gap between."""
     from scipy import ndimage
 
@@ -245,8 +140,3 @@ def _mass(image: np.ndarray) -> tuple[float, float]:
     weights = image.astype(np.float64)
     total = weights.sum()
     return tuple(float((weights.sum(1 - axis) * np.arange(weights.shape[axis])).sum() / total) for axis in (0, 1))
-
-
-def _stretched(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    return np.rint(255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8)

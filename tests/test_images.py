@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import dataset, images
+from pipeline import dataset, images, pictures
 from pipeline.errors import UsageError
 from pipeline.model import load
 
@@ -95,7 +95,7 @@ def save(path: Path, image: np.ndarray, mode: str) -> Path:
 def test_any_kind_of_file_is_the_same_digit(digits, release, tmp_path, mode):
     large = np.pad(np.kron(digits.images[0, 0], np.ones((5, 5), np.uint8)), 20)
     path = save(tmp_path / ("7.jpg" if mode in ("CMYK", "turned") else "7.png"), large, mode)
-    (found,) = images.find((path,), CLASSES, False, [])
+    (found,) = pictures.find((path,), CLASSES, False, [])
     assert load(release / "mnist_cnn.onnx").predict(found.pixels) == ["7"]
 
 
@@ -112,11 +112,11 @@ def test_what_is_no_picture_is_said(tmp_path):
     bomb.save(tmp_path / "bomb.png")
     for path, expected in ((tmp_path / "a.png", "expected a picture"), (tmp_path / "bomb.png", "10000 × 6000 pixels")):
         with pytest.raises(UsageError, match=expected):
-            images.read(path)
+            pictures.read(path)
     (tmp_path / "empty").mkdir()
     for path, expected in ((tmp_path / "empty", "has no picture"), (tmp_path / "none", "no such file")):
         with pytest.raises(UsageError, match=expected):
-            list(images.find((path,), CLASSES, False, []))
+            list(pictures.find((path,), CLASSES, False, []))
 
 
 def test_light_from_a_side_is_no_ink(digits, release):
@@ -133,8 +133,8 @@ def test_no_digit_and_several_are_remarked(digits, tmp_path):
     one = np.pad(np.kron(digits.images[0, 0], np.ones((5, 5), np.uint8)), 20)
     for name, image in (("none", np.zeros_like(one)), ("one", one), ("two", np.hstack([one, one]))):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
-    found = images.find((tmp_path,), CLASSES, False, [])
-    assert [picture.remark for picture in found] == [images.NONE, None, images.SEVERAL]
+    found = pictures.find((tmp_path,), CLASSES, False, [])
+    assert [picture.remark for picture in found] == [pictures.NONE, None, pictures.SEVERAL]
 
 
 def test_each_picture_is_taken_once_hidden_ones_not_and_damaged_ones_are_told(tmp_path):
@@ -142,5 +142,5 @@ def test_each_picture_is_taken_once_hidden_ones_not_and_damaged_ones_are_told(tm
         Image.new("L", (30, 30)).save(tmp_path / name)
     (tmp_path / "c.png").write_text("meow")
     bad = []
-    found = list(images.find((tmp_path, tmp_path / "a.png"), CLASSES, False, bad))
+    found = list(pictures.find((tmp_path, tmp_path / "a.png"), CLASSES, False, bad))
     assert [Path(picture.name).name for picture in found] == ["a.png"] and "c.png: expected a picture" in bad[0]

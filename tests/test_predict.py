@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import command, one_line
 from PIL import Image
 
-from pipeline import artifact, dataset
+from pipeline import artifact, dataset, mnist
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,21 @@ def test_wrong_use_is_one_line(tmp_path, release):
     assert "no such file" in one_line(command("predict", tmp_path / "dog.png", *model), 2)
     assert "Missing argument" in one_line(command("predict", *model), 2)
     assert "no such file" in one_line(command("predict", tmp_path, "--model", "none.onnx"), 2)
+
+
+def test_files_that_are_no_pictures_are_told_or_passed_over(tmp_path, data, release):
+    model = ["--model", release / "mnist_cnn.onnx"]
+    for shape in ([0, 28, 28], [1, 0, 28], [2, 28]):
+        path = tmp_path / f"{shape[1]}-idx3-ubyte"
+        path.write_bytes(mnist.idx_file(np.zeros(shape, np.uint8)))
+        assert "expected images [n, height, width]" in one_line(command("predict", path, *model), 2)
+        path.unlink()
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    Image.fromarray(dataset.test(data).images[1, 0]).save(odd)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "a-idx3-ubyte").mkdir()
+    result = command("predict", tmp_path, *model, PYTHONIOENCODING="utf-8:strict")
+    assert result.returncode == 0 and "udcff.png" in result.stdout, result.stderr
 
 
 def test_one_bad_picture_costs_none_of_the_others(tmp_path, data, release):

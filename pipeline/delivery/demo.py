@@ -19,6 +19,7 @@ from pipeline.errors import UsageError
 
 NEEDS = ("onnxruntime", "PIL")
 HOST = "127.0.0.1"  # nobody else's machine reaches it
+HTTP = 80  # the port that browsers don't name
 CANVAS = 280  # pixels a side, one byte each, 0 to 255
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:"
 PAGES = {"/": ("demo.html", "text/html; charset=utf-8"), "/demo.js": ("demo.js", "text/javascript; charset=utf-8")}
@@ -93,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if not self._asked_here():
             return
+        if self.path == "/classes":
+            return self._send(200, json.dumps(self.loaded.classes).encode(), "application/json")
         file, kind = PAGES.get(self.path, (None, ""))
         if file is None:
             return self._send(404, b"not here\n", "text/plain")
@@ -112,7 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _asked_here(self) -> bool:
         """A page elsewhere may have its name point here: only this machine's own names are answered."""
         port = self.server.server_address[1]
-        if self.headers.get("Host") in {f"{HOST}:{port}", f"localhost:{port}"}:
+        here = {f"{HOST}:{port}", f"localhost:{port}", *((HOST, "localhost") if port == HTTP else ())}
+        if self.headers.get("Host") in here:
             return True
         self._send(403, b"only for this machine\n", "text/plain")
         return False

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from pipeline import console, images, installs, statistics
+from pipeline import console, installs, pictures, statistics
 from pipeline import model as models
 from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed, UsageError
@@ -22,7 +22,7 @@ BATCH = 500
 
 
 def run(
-    *pictures: Path,
+    *paths: Path,
     model: Annotated[Path, "The file that answers."] = Path("artifacts/mnist_cnn.onnx"),
     as_is: Annotated[bool, "Pixels go in unchanged: 28 × 28, light on dark, as MNIST's."] = False,
     threads: Annotated[int | None, "Threads to use; by default as many as there are cores."] = None,
@@ -37,7 +37,7 @@ def run(
     installs.require("predict", NEEDS)
     rows, bad = [], []
     with models.load(model, threads=threads) as loaded:
-        found = images.find(pictures, loaded.classes, as_is, bad)
+        found = pictures.find(paths, loaded.classes, as_is, bad)
         with console.progress(None, "image", "predict") as bar:
             while some := list(islice(found, BATCH)):
                 rows += _rows(some, loaded)
@@ -53,13 +53,13 @@ def run(
     return made
 
 
-def _rows(some: list[images.Picture], loaded: models.Model) -> list[dict[str, Any]]:
+def _rows(some: list[pictures.Picture], loaded: models.Model) -> list[dict[str, Any]]:
     found = loaded.probabilities(np.stack([picture.pixels for picture in some]))
     return [
         {
             "image": picture.name,
             "label": picture.label,
-            "prediction": None if picture.remark == images.NONE else loaded.classes[int(chances.argmax())],
+            "prediction": None if picture.remark == pictures.NONE else loaded.classes[int(chances.argmax())],
             "remark": picture.remark,
             "probabilities": {name: round(float(p), 6) for name, p in zip(loaded.classes, chances, strict=True)},
         }

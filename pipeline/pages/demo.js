@@ -5,10 +5,14 @@ const seen = document.getElementById("seen").getContext("2d");
 const answer = document.getElementById("answer"), bars = document.getElementById("bars"), latency = document.getElementById("latency");
 let last = null, busy = false, again = false, strokes = 0;
 
-for (let digit = 0; digit < 10; digit++) {
-  const row = bars.appendChild(document.createElement("div"));
-  row.className = "row";
-  row.innerHTML = `<span>${digit}</span><span class="bar"><i></i></span><span></span>`;
+async function begin() {
+  for (const name of await (await fetch("/classes")).json()) {
+    const row = bars.appendChild(document.createElement("div"));
+    row.className = "row";
+    row.innerHTML = `<span></span><span class="bar"><i></i></span><span></span>`;
+    row.firstChild.textContent = name;
+  }
+  clear();
 }
 
 function clear() {
@@ -19,7 +23,7 @@ function clear() {
 }
 
 function show(result) {
-  const chances = result.probabilities || new Array(10).fill(0);
+  const chances = result.probabilities || new Array(bars.children.length).fill(0);
   answer.textContent = result.empty ? "–" : result.answer;
   latency.textContent = result.empty ? "\u00a0" : `${result.microseconds.toFixed(0)} µs in ${result.file}, one thread`;
   chances.forEach((chance, digit) => {
@@ -68,4 +72,4 @@ drawing.addEventListener("pointerdown", event => { drawing.setPointerCapture(eve
 drawing.addEventListener("pointermove", event => { if (last) { const to = point(event); line(last, to); last = to; ask(); } });
 for (const name of ["pointerup", "pointercancel"]) drawing.addEventListener(name, () => { last = null; ask(); });
 document.getElementById("clear").addEventListener("click", clear);
-clear();
+begin();
