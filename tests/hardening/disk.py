@@ -64,11 +64,10 @@ def _full(place: Place, disk: Path, stage: str) -> str | None:
     if left := [path.name for path in folder.rglob("*") if path.name.endswith(".part") or path.name.startswith(".")]:
         return f"{stage}: left over: {', '.join(left)}"
     for name, digest in before.items():
-        path = folder / name
-        if path.is_file() and artifact.sidecar(path).is_file() and artifact.digest(path) != digest:
-            return f"{stage}: {name} isn't as before"
-        if not path.is_file():
+        if not (folder / name).is_file():
             return f"{stage}: {name} is gone"
+        if artifact.read(folder / name).sha256 != digest:
+            return f"{stage}: {name} isn't as before"
     return None
 
 

@@ -12,12 +12,13 @@ from pipeline import artifact, dataset, load
 from pipeline.stages import verify
 from tests.hardening import Place, Row
 
-GROWTH = 30 << 20  # bytes that a process may grow by over all rounds; a leak of a model a round would be ten times that
+# Bytes that a process may grow by: a session that isn't closed keeps 300 KB a round, a small leak is for the long form.
+ALWAYS, A_ROUND = 4 << 20, 50 << 10
 
 
 def run(place: Place, scale: float) -> list[Row]:
     """Sessions opened and closed, requests, verifications, threads."""
-    images = dataset.test(place.data).images[:200]
+    images = dataset.test(place.data).images[:20]  # with few, memory in use stays small beside what a leak would add
     return [
         _sessions(place, images, round(60 * scale)),
         _verifications(place, round(20 * scale)),
@@ -36,16 +37,21 @@ def _handles() -> int:
 
 
 def _flat(row: Row, rounds: int, once) -> Row:
-    """The first tenth warms up; then neither memory nor handles may grow."""
-    before = None
-    for number in range(rounds):
-        if number == max(3, rounds // 10):
-            before = _size(), _handles()
+    """The first tenth warms up; then neither memory nor handles may grow.
+
+    Memory is given back to the system now and then, so the least of the first third stands against that of the last.
+    """
+    warm, third = max(3, rounds // 10), rounds // 3
+    sizes, handles = [], []
+    for _ in range(rounds):
         row.note(once())
-    if before and _size() - before[0] > GROWTH:
-        row.failures.append(f"memory grew by {_size() - before[0]:,} bytes in {rounds} rounds")
-    if before and _handles() > before[1]:
-        row.failures.append(f"{_handles() - before[1]} handles stay open")
+        sizes.append(_size())
+        handles.append(_handles())
+    grown = min(sizes[-third:]) - min(sizes[warm : warm + third])
+    if grown > ALWAYS + A_ROUND * third:
+        row.failures.append(f"memory grew by {grown:,} bytes in {rounds} rounds")
+    if handles[-1] > handles[warm]:
+        row.failures.append(f"{handles[-1] - handles[warm]} handles stay open")
     return row
 
 
@@ -85,7 +91,10 @@ def _threads(place: Place, images: np.ndarray, rounds: int) -> Row:
 
         def ask() -> None:
             for _ in range(rounds // 8):
-                problem = None if np.array_equal(model(images), expected) else "other logits than alone"
+                try:
+                    problem = None if np.array_equal(model(images), expected) else "other logits than alone"
+                except Exception as error:  # else it would end its thread alone
+                    problem = repr(error)
                 with lock:
                     row.note(problem)
 

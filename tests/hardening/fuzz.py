@@ -27,7 +27,7 @@ from pipeline.errors import PipelineError
 from tests.hardening import Place, Row, targets
 
 SECONDS = 20  # that one input may take
-MEMORY = 1 << 30  # bytes that all inputs of a target may add to its process's largest size
+MEMORY = 1 << 30  # bytes that all inputs of a target, and the libraries that read them, may add to its process
 FORBIDDEN = {"os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"}
 
 
@@ -40,7 +40,7 @@ def work(target: str, first: int, count: int, place: Path) -> int:
     started: list[str] = []
     sys.addaudithook(lambda event, _: started.append(event) if event in FORBIDDEN else None)
     signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError(f"over {SECONDS} s")))
-    before, largest = None, 0
+    before, largest = _largest_size(), 0
     for number in range(first, first + count):
         mark.write_text(str(number))
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,18 +63,20 @@ def work(target: str, first: int, count: int, place: Path) -> int:
             problem = "wrote outside its folder"
         if started:
             problem = f"started something: {started[0]}"
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if number >= first + 20:  # libraries are loaded by then
-            before = before or grown
-            if grown - before > MEMORY and largest <= MEMORY:
-                problem = problem or f"memory grew to {grown - before:,} bytes more"
-            largest = max(largest, grown - before)
+        grown = _largest_size() - before
+        if grown > MEMORY and largest <= MEMORY:
+            problem = problem or f"memory grew to {grown:,} bytes more"
+        largest = max(largest, grown)
         if problem:
             print(
                 json.dumps({"number": number, "problem": problem, "s": round(time.monotonic() - begun, 1)}), flush=True
             )
     print(json.dumps({"done": count}), flush=True)
     return 0
+
+
+def _largest_size() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run(place: Place, scale: float) -> list[Row]:

@@ -67,6 +67,7 @@ def _attempts(place: Place, scratch: Path) -> list[tuple[str, str, Callable[[], 
         ("the easy ones as proof", second, proof(*_easy(form, test))),
         ("logits that are no numbers", "not finite numbers", lambda: _altered(form, scratch, place, np.nan)),
         ("a model that ignores its input", blind, lambda: _altered(form, scratch, place, 0)),
+        ("over the gate, but worse than when trained", "is worse than", lambda: _forgetful(form, scratch, place)),
         ("one label, and a model that says it", blind, lambda: _one_label(form, scratch, test)),
         ("a GPU where there is none", "CUDAExecutionProvider", lambda: _on_gpu(form, place)),
         ("a provider that falls back in silence", "fell back to", lambda: _falls_back(form)),
@@ -84,23 +85,29 @@ def _easy(form: Artifact, test: dataset.Split) -> tuple[np.ndarray, np.ndarray]:
     return test.images[kept], test.labels[kept]
 
 
-def _copy(form: Artifact, scratch: Path, value: float) -> Artifact:
-    """The form with one number for all weights of its last convolution, and a record that fits it."""
+def _copy(form: Artifact, scratch: Path, value: float, which: slice = slice(None)) -> Artifact:
+    """The form with one number for the weights of its last convolution, or of some outputs of it; its record fits."""
     import onnx
 
     model = onnx_file.load(form)
     last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
     for tensor in model.graph.initializer:
         if tensor.name == last.input[1]:
-            weights = onnx.numpy_helper.to_array(tensor) * 0 + value
-            tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float32), tensor.name))
+            weights = onnx.numpy_helper.to_array(tensor).copy()
+            weights[which] = value
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
     facts = {name: form.facts[name] for name in ("model", "reference")}
-    path = scratch / f"{value}-{form.name}"
+    path = scratch / f"{value}-{which.stop}-{form.name}"
     return artifact.write(path, model.SerializeToString(), kind=form.kind, parents=form.parents, facts=facts)
 
 
 def _altered(form: Artifact, scratch: Path, place: Place, value: float) -> object:
     return verify.run(_copy(form, scratch, value), data=place.data, gate=0.0)
+
+
+def _forgetful(form: Artifact, scratch: Path, place: Place) -> object:
+    """One that never says 0: of every ten images it still gets eight or nine."""
+    return verify.run(_copy(form, scratch, 0, slice(0, 1)), data=place.data, gate=0.5)
 
 
 def _one_label(form: Artifact, scratch: Path, test: dataset.Split) -> object:

@@ -1,7 +1,7 @@
 """The rules of fold, export, half and verify broken on purpose, one at a time: a check must fail, and name what it is.
 
-A mutant is a line of a stage's source replaced. The chain is run from the checkpoint on; a mutant that gets through all
-of it unnoticed has shown a missing check.
+A mutant is a line of a stage's source replaced. Then the chain is run from the checkpoint on, or every attempt of
+`gate.py` to fool the gate is made; a mutant that gets through all of it unnoticed has shown a missing check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.hardening import Place, Row
 ROOT = Path(__file__).parents[2]
 FOLD, EXPORT, HALF, VERIFY = (f"pipeline/stages/{name}.py" for name in ("fold", "export", "half", "verify"))
 LOGIT = "folded, a logit differs by"
-MUTANTS = (  # what, file, old, new, words of the check's message
+WRONG = (  # what, file, old, new, words of the check's message when the chain is run
     ("a layer's fold is skipped", FOLD, "folded[-1] = _into_conv(folded[-1], *_scale_and_shift(layer))",
      "folded[-1] = _into_conv(folded[-1], *_scale_and_shift(layer)) if len(folded) != 3 else folded[-1]", LOGIT),
     ("epsilon is forgotten", FOLD, "(norm.running_var + norm.eps)", "(norm.running_var + 0.05)", LOGIT),
@@ -50,6 +50,17 @@ MUTANTS = (  # what, file, old, new, words of the check's message
      "right = predictions == predictions",
      "right when shipped: expected"),
 )  # fmt: skip
+BLIND = (  # what, file, old, new, the attempt to fool the gate that is no longer refused
+    ("the gate isn't asked", VERIFY, 'if row["accuracy"] < gate:', "if False:", "labels of other images"),
+    ("any logits will do", VERIFY, 'if not row["finite"]:', "if False:", "logits that are no numbers"),
+    ("a form may be worse than the checkpoint", VERIFY,
+     'if row["worse"] > row["better"] and row["mcnemar_p"] < SIGNIFICANT:', "if False:", "worse than when trained"),
+    ("a form may ignore its input", VERIFY, "failures = _ignoring(answers, split) + ", "failures = [] + ",
+     "a model that ignores its input"),
+    ("images may be in it twice", VERIFY, ' + dataset.spoilt(split, _training_images(split))', "", "the set twice"),
+    ("another provider will do", "pipeline/runtimes/onnxruntime.py", "!= PROVIDERS[provider]:", "is None:",
+     "falls back in silence"),
+)  # fmt: skip
 
 CHAIN = """
 import sys
@@ -73,14 +84,25 @@ if again:
 """
 
 
+FOOL = """
+import sys
+from pathlib import Path
+from tests.hardening import Place, gate
+chain, data, _ = map(Path, sys.argv[1:])
+failures = [failure for row in gate.run(Place(chain, chain, data), 1) for failure in row.failures]
+sys.exit("; ".join(failures) or 0)
+"""
+
+
 def run(place: Place, scale: float) -> list[Row]:
     """Each mutant once (in the short form every third); and the unbroken chain, which must pass."""
     row = Row("mutants", "a rule of fold, export, half or verify broken")
     control = Row("mutants", "unbroken, as a control")
-    failed = _chain(place, None)
+    failed = _error(place, CHAIN, None)
     control.note(failed and f"unbroken: {failed}")
-    for what, file, old, new, word in MUTANTS[:: 1 if scale > 1 else 3]:
-        said = _chain(place, (file, old, new))
+    mutants = [(CHAIN, *mutant) for mutant in WRONG] + [(FOOL, *mutant) for mutant in BLIND]
+    for script, what, file, old, new, word in mutants[:: 1 if scale > 1 else 3]:
+        said = _error(place, script, (file, old, new))
         if said is None:
             row.note(f"{what}: not noticed")
         else:
@@ -88,17 +110,17 @@ def run(place: Place, scale: float) -> list[Row]:
     return [row, control]
 
 
-def _chain(place: Place, change: tuple[str, str, str] | None) -> str | None:
-    """Run the chain with a line of the source changed: the error that ended it, None if nothing did."""
+def _error(place: Place, script: str, change: tuple[str, str, str] | None) -> str | None:
+    """Run a script with a line of the source changed: the error that ended it, None if nothing did."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
-        for name in ("pipeline", "models"):
+        for name in ("pipeline", "models", "tests/hardening"):
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         if change:
             path = source / change[0]
             text = path.read_text()
             assert text.count(change[1]) == 1, f"{change[0]} has {change[1]!r} {text.count(change[1])} times"
             path.write_text(text.replace(change[1], change[2]))
-        line = [sys.executable, "-c", CHAIN, str(place.chain), str(place.data), str(Path(scratch) / "out")]
+        line = [sys.executable, "-c", script, str(place.chain), str(place.data), str(Path(scratch) / "out")]
         ran = subprocess.run(line, cwd=source, capture_output=True, text=True, timeout=600)
         return ran.stderr.strip().splitlines()[-1] if ran.returncode else None
