@@ -115,7 +115,7 @@ def write(
     made = Artifact(path, kind, sha, len(content), dict(parents), _plain(options), dict(versions or {}), _plain(facts))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _prepared((path, content), (sidecar(path), _serialise(made.record()))) as (part, record):
+        with _prepared((path, content), (sidecar(path), serialised(made))) as (part, record):
             sidecar(path).unlink(missing_ok=True)
             os.replace(part, path)
             os.replace(record, sidecar(path))
@@ -180,6 +180,11 @@ def recorded(folder: Path) -> list[Path]:
 def _plain(values: Mapping[str, Any] | None) -> dict[str, Any]:
     """In JSON types only, so that an artifact just written equals the one that is read later."""
     return json.loads(json.dumps(dict(values or {}), allow_nan=False))
+
+
+def serialised(artifact: Artifact) -> bytes:
+    """The bytes of an artifact's record, as they stand beside it."""
+    return _serialise(artifact.record())
 
 
 def _serialise(record: dict[str, Any]) -> bytes:

@@ -70,22 +70,25 @@ def digests(data: Path) -> dict[str, str]:
     return test(data).digests if _is_file(data) else TEST
 
 
-def spoilt(split: Split, data: Path) -> list[str]:
-    """Why a labelled set of one's own is no test set: images in it twice, or, where MNIST lies in `data`, images of its
-    training set. Nothing for MNIST's own test set."""
+def spoilt(split: Split, seen: Path | None) -> list[str]:
+    """Why a labelled set of one's own is no test set: images in it twice, or images of the training set in the file
+    `seen`. Nothing for MNIST's own test set."""
     if split.digests == TEST:
         return []
     rows = _rows(split.images)
     found = []
     if twice := len(rows) - len(np.unique(rows)):
         found.append(f"{split.name}: {twice} of {len(rows)} images are in it more than once: expected each once")
-    for folder in (data / mnist.RAW, data / "raw", data):
-        path = folder / "train-images-idx3-ubyte"
-        if path.is_file() and artifact.digest(path) == mnist.FILES[path.name]:
-            if known := int(np.isin(rows, _rows(idx(path))).sum()):
-                found.append(f"{split.name}: {known} of {len(rows)} images are of MNIST's training set: expected none")
-            break
+    if seen and (known := int(np.isin(rows, _rows(idx(seen))).sum())):
+        found.append(f"{split.name}: {known} of {len(rows)} images are of MNIST's training set: expected none")
     return found
+
+
+def training_images(data: Path) -> Path | None:
+    """The file with MNIST's training images, if it lies in `data`; nothing is fetched."""
+    paths = [folder / "train-images-idx3-ubyte" for folder in (data / mnist.RAW, data / "raw", data)]
+    there = [path for path in paths if path.is_file() and artifact.digest(path) == mnist.FILES[path.name]]
+    return there[0] if there else None
 
 
 def _rows(images: np.ndarray) -> np.ndarray:

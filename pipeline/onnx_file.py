@@ -46,6 +46,6 @@ def load(artifact: Artifact) -> ModelProto:
 def _refuse_unknown(model: ModelProto, artifact: Artifact) -> None:
     """An operator may loop, allocate, or load a library: only those that the exporter writes are run."""
     unknown = {node.op_type for node in model.graph.node if node.domain or node.op_type not in OPERATORS}
-    if unknown or model.functions or model.training_info:
-        names = ", ".join(sorted(unknown)) or "functions of its own"
+    if unknown or model.functions or model.training_info or model.graph.sparse_initializer:
+        names = ", ".join(sorted(unknown)) or "functions of its own or sparse weights"
         raise CheckFailed(f"{artifact.path}: has operators {names}: expected {', '.join(sorted(OPERATORS))}")

@@ -44,7 +44,9 @@ def _maybe(check: Any) -> Check:
 
 
 NAME = _text(r"[A-Za-z0-9][A-Za-z0-9_.-]*", 100)  # becomes part of paths: no separator, no leading dot
-WORDS = _text(r"[^\x00-\x1f\x7f]*", 1000)
+# What is printed as it is has nothing that moves a cursor, hides or turns round what follows, or is half a character.
+_UNPRINTED = r"\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+WORDS = _text(rf"[^{_UNPRINTED}]*", 1000)
 SHA256 = _text(r"[0-9a-f]{64}")
 SHARE = _real(0, 1)
 TRUTH: Check = lambda value: isinstance(value, bool)  # noqa: E731
@@ -58,7 +60,7 @@ MODEL = {
     "dataset": NAME,
     "input": _list(_whole(1, 4096), 3, 3),
     "input_meaning": WORDS,
-    "classes": _list(_text(r"[^\x00-\x1f\x7f,]+", 100), 2, 10_000),
+    "classes": _list(_text(rf"[^{_UNPRINTED},]+", 100), 2, 10_000),
     "mean": _real(-1e6, 1e6),
     "std": _real(1e-12, 1e6),
     "gate": SHARE,
@@ -82,6 +84,11 @@ def _layer(value: Any) -> bool:
     return all(NAME(name) and any(kind(each) for kind in kinds) for name, each in value.items())
 
 
+def _percentiles(value: Any) -> bool:
+    """Times by percentile. There are always enough requests for the median."""
+    return _map(_text(r"p\d+(\.\d+)?"), _real(1e-12))(value) and "p50" in value
+
+
 LAYERS = _list(_layer, 1, 1000)
 ROW = {"form": NAME, "kind": NAME, "sha256": SHA256, "runtime": WORDS, "arithmetic": WORDS}
 PROVEN = ROW | {
@@ -95,7 +102,7 @@ PROVEN = ROW | {
 }
 TIMED = ROW | {
     "batch": _whole(1),
-    "microseconds": _map(_text(r"p\d+(\.\d+)?"), _real(1e-12)),
+    "microseconds": _percentiles,
     "images_per_second": _real(0),
 }
 MACHINE = {"processor": WORDS, "system": WORDS, "load": _maybe(_real(0))}
@@ -113,13 +120,13 @@ FACTS: dict[str, dict[str, Any]] = {
         "compared_with": WORDS,
         "passed": TRUTH,
         "failures": _list(WORDS, 0, 1000),
-        "rows": _list(PROVEN, 0, 1000),
+        "rows": _list(PROVEN, 1, 1000),
     },
     "latency": {
         "machine": MACHINE,
         "threads": _whole(1),
         "unstable": _list(WORDS),
-        "rows": _list(TIMED, 0, 10_000),
+        "rows": _list(TIMED, 1, 10_000),
     },
 }
 
@@ -136,17 +143,30 @@ OPTIONS = {
 }
 
 
+RELEASE = {  # release.json
+    "model": MODEL["name"],
+    "version": NAME,
+    "format": _text("folder|triton"),
+    "verified": TRUTH,
+    "against": _list(_text(rf"[^{_UNPRINTED}]+", 100_000), 0, 1000),
+}
+
+
 def wrong(record: dict[str, Any]) -> str | None:
     """The first part of a record that isn't as its kind must have it, by its path; None if all are."""
     if not DIGESTS(record["parents"]):
         return "parents"
-    facts = _wrongs(FACTS.get(record["kind"], {}), record["facts"], "facts")
-    options = _wrongs(OPTIONS.get(record["kind"], {}), record["options"], "options")
-    return next(facts, None) or next(options, None)
+    facts = first_wrong(FACTS.get(record["kind"], {}), record["facts"], "facts")
+    return facts or first_wrong(OPTIONS.get(record["kind"], {}), record["options"], "options")
+
+
+def first_wrong(check: Any, value: Any, path: str = "") -> str | None:
+    """The first part of a JSON value that isn't as `check`, one of those above, has it; None if all are."""
+    return next(_wrongs(check, value, path), None)
 
 
 def _wrong(check: Any, value: Any) -> bool:
-    return next(_wrongs(check, value), None) is not None
+    return first_wrong(check, value) is not None
 
 
 def _wrongs(check: Any, value: Any, path: str = "") -> Iterator[str]:

@@ -16,7 +16,7 @@ from test_ship import NAME
 
 from pipeline.delivery import ship, verify_release
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.release import files, signing
+from pipeline.release import archives, files, signing
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,14 @@ def test_every_bit_of_the_signature_counts(copy, keys):
         altered[at] ^= 1 << (at % 8)
         (copy / "model.sig").write_bytes(altered)
         with pytest.raises(CheckFailed, match=r"model\.sig"):
+            signing.verify(copy, keys / "pub.pem")
+
+
+def test_a_signature_is_written_in_one_way(copy, keys):
+    before = (copy / "model.sig").read_text()
+    for other in (before.replace('"payloadType"', ' "payloadType"'), before + "\n"):
+        (copy / "model.sig").write_text(other)
+        with pytest.raises(CheckFailed, match=r"model\.sig: altered"):
             signing.verify(copy, keys / "pub.pem")
 
 
@@ -196,6 +204,7 @@ def link(name: str, target: str) -> tarfile.TarInfo:
         packed((tarfile.TarInfo("r/a"), b"x"), (tarfile.TarInfo("s/a"), b"x")),
         packed((tarfile.TarInfo("r/a"), b"x"), (tarfile.TarInfo("r/a/b"), b"x")),
         packed((tarfile.TarInfo("r/a"), b"x"), (tarfile.TarInfo("r/a"), b"y")),
+        packed((tarfile.TarInfo("r/" + "a" * 300), b"x")),
     ],
 )
 def test_an_archive_writes_nothing_outside(tmp_path, content):
@@ -203,7 +212,7 @@ def test_an_archive_writes_nothing_outside(tmp_path, content):
     archive.write_bytes(content)
     target.mkdir(parents=True)
     with pytest.raises(CheckFailed, match=r"release\.tar\.gz"):
-        files.unpack(archive, target)
+        archives.unpack(archive, target)
     assert not Path("/tmp/evil").exists() and {path.name for path in tmp_path.rglob("*")} <= {
         "release.tar.gz", "scratch", "target", "r", "a"
     }  # fmt: skip
@@ -265,6 +274,6 @@ def test_what_a_hub_adds_is_said_not_to_be_looked_at(copy):
 
 def test_an_archive_is_named_not_where_it_was_unpacked(copy, tmp_path):
     flip(copy / "LICENSE", 3)
-    (tmp_path / "altered.tar.gz").write_bytes(files.pack(copy))
+    (tmp_path / "altered.tar.gz").write_bytes(archives.pack(copy))
     line = one_line(command("deploy", tmp_path / "altered.tar.gz"), 1)
     assert f"{tmp_path}/altered.tar.gz: {NAME}: LICENSE: altered" in line

@@ -11,7 +11,7 @@ from pipeline import artifact, console, dataset, installs, lookup
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.release import contents, files, inspection, measures, pages, provenance, signing, triton
+from pipeline.release import archives, contents, files, inspection, measures, pages, provenance, signing, triton
 from pipeline.release.contents import Contents
 from pipeline.stages import Data
 
@@ -39,16 +39,7 @@ def run(
     Raises CheckFailed if verification is missing, failed, or was made for other bytes; only --unverified ships then,
     and the name, card, report, provenance and release.json say so.
     """
-    installs.require("ship", NEEDS)
-    if sign_key and sigstore:
-        raise UsageError("--sign-key and --sigstore are two ways to sign: expected one of them")
-    if folder.is_file():
-        raise UsageError(f"{folder}: is a file: expected the folder it lies in, {folder.parent}")
-    if sign_key or sigstore:
-        signing.needed()
-    if sign_key:
-        signing.private_key(sign_key)
-    lookup.check_writable(out)
+    _expect_usable(folder, out, sign_key, sigstore)
     found = contents.gather(folder)
     _refuse(folder, found.against, unverified)
     split = dataset.test(data)
@@ -61,7 +52,7 @@ def run(
         console.say("--unverified: nothing stands against this release; it is shipped as verified")
     name = "-".join([found.model["name"], found.model["version"], *["triton"] * (format == "triton")])
     name += "-unverified" * bool(against)
-    target, archive = out / name, out / f"{name}{files.ARCHIVE}"
+    target, archive = out / name, out / f"{name}{archives.ARCHIVE}"
     files.expect_free(target, archive, signed=bool(sign_key or sigstore))
     if not found.history:
         console.say(f"{folder}: has no training history: the report goes without its curves")
@@ -75,13 +66,27 @@ def run(
         _sign(part, sign_key, sigstore, signature)
     return artifact.write(
         archive,
-        files.pack(target),
+        archives.pack(target),
         kind=KIND,
         parents=[*found.forms, *found.reports],
         options={"format": format, "builder": builder, "signed": bool(sign_key or sigstore)},
         versions=artifact.versions("numpy", "onnx", "matplotlib", "jinja2", "pillow"),
         facts={**_about(found, against, format), "folder": str(target), "files": len(files.names(target))},
     )
+
+
+def _expect_usable(folder: Path, out: Path, sign_key: Path | None, sigstore: bool) -> None:
+    """UsageError, before any work is done, for what would fail at its end."""
+    installs.require("ship", NEEDS)
+    if sign_key and sigstore:
+        raise UsageError("--sign-key and --sigstore are two ways to sign: expected one of them")
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file: expected the folder it lies in, {folder.parent}")
+    if sign_key or sigstore:
+        signing.needed()
+    if sign_key:
+        signing.private_key(sign_key)
+    lookup.check_writable(out)
 
 
 def _refuse(folder: Path, against: list[str], unverified: bool) -> None:
@@ -95,8 +100,7 @@ def _folder(found: Contents, against: list[str], split: Split, measured: dict[st
     for each in [*found.forms, *found.reports]:
         made[each.name] = artifact.content(each)
     for each in [*found.ancestors, *found.forms, *found.reports]:
-        record = artifact.sidecar(each.path)
-        made[record.name] = record.read_bytes()
+        made[artifact.sidecar(each.path).name] = artifact.serialised(each)
     made[files.TEST_SET] = dataset.pack(split)
     made["report.html"] = pages.report(found, against, split, measured, provenance.code())
     card = pages.card(found, against, made)

@@ -8,7 +8,7 @@ from typing import Annotated
 from pipeline import artifact, console
 from pipeline.artifact import Artifact
 from pipeline.errors import UsageError
-from pipeline.release import files, inspection
+from pipeline.release import archives, inspection
 from pipeline.release.inspection import AllowUnverified, PublicKey
 
 KIND = "release-check"
@@ -28,7 +28,7 @@ def run(
     """
     if bool(identity) != bool(issuer):
         raise UsageError("--identity and --issuer belong together: expected both or none")
-    with files.opened(release) as folder:
+    with archives.opened(release) as folder:
         facts = inspection.inspect(folder, public_key, identity, issuer)
     inspection.accept(release, facts, allow_unverified)
     sha, size = (artifact.digest(release), release.stat().st_size) if release.is_file() else (facts["sums_sha256"], 0)

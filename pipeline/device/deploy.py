@@ -11,7 +11,7 @@ from pipeline import artifact, console, cuda, installs, lookup, tensorrt_library
 from pipeline.artifact import Artifact
 from pipeline.device import doctor
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.release import files, inspection
+from pipeline.release import archives, files, inspection
 from pipeline.release.inspection import AllowUnverified, PublicKey
 from pipeline.stages import DEFAULTS, bench, build, verify
 
@@ -47,7 +47,7 @@ def run(
     installs.require("deploy", ["onnxruntime"])
     bench.expect_sizes(batch, threads)
     with contextlib.ExitStack() as unpacked:
-        folder = unpacked.enter_context(files.opened(release)) if files.is_archive(release) else release
+        folder = unpacked.enter_context(archives.opened(release)) if archives.is_archive(release) else release
         about = _inspected(release, folder, public_key, allow_unverified)
         asked = {"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick}
         return _deployed(shipped(folder), out, data or _test_set(folder), about, **asked)
@@ -55,7 +55,8 @@ def run(
 
 def _inspected(release: Path, folder: Path, public_key: Path | None, allow_unverified: bool) -> dict[str, Any] | None:
     """What holds about a release; None for files that are none. CheckFailed if it is marked as unverified."""
-    if not public_key and not (folder / files.SUMS).is_file():
+    marks = (files.SUMS, files.SIGNATURE, inspection.ABOUT)  # one is enough: who takes one away doesn't end the checks
+    if not public_key and folder == release and not any((folder / mark).is_file() for mark in marks):
         return None
     about = inspection.inspect(folder, public_key)
     inspection.accept(release, about, allow_unverified)

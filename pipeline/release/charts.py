@@ -16,6 +16,9 @@ from typing import Any
 COLOURS = {"ink": "#010101", "faint": "#020202", "line": "#030303", "second": "#040404", "good": "#050505"}
 
 
+CURVES = ("epoch", "lr", "train_accuracy", "test_accuracy", "train_loss", "test_loss")  # of a training's history
+
+
 def training(history: Sequence[dict[str, float]]) -> str:
     """Test accuracy and losses by epoch, a line at each step of the learning rate. Rows as in the history's CSV."""
     epochs = [row["epoch"] for row in history]
@@ -87,9 +90,10 @@ def latency(rows: Sequence[dict[str, Any]]) -> str:
         labels = [f"{row['form']}\n{row['runtime']}: {row['arithmetic']}" for row in reversed(rows)]
         axes.set_yticks(range(len(rows)), labels, fontsize=7.5)
         which = ", ".join(rows[0]["microseconds"])
-        axes.set(xlabel=f"µs a request of one image, at {which}; log scale", xscale="log", ylim=(-0.6, len(rows) - 0.4))
+        size = "one image" if rows[0]["batch"] == 1 else f"{rows[0]['batch']} images"
+        axes.set(xlabel=f"µs a request of {size}, at {which}; log scale", xscale="log", ylim=(-0.6, len(rows) - 0.4))
         _plain_logs(axes.xaxis)
-        return _svg(figure, "Latency of every form in every runtime at batch 1")
+        return _svg(figure, f"Latency of every form in every runtime at batch {rows[0]['batch']}")
 
 
 def _plain_logs(axis: Any) -> None:

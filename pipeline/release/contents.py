@@ -49,9 +49,9 @@ def gather(folder: Path) -> Contents:
     forms = sorted((each for each in there if each.kind in FORMS), key=lambda form: FORMS.index(form.kind))
     if not forms:
         raise UsageError(f"{folder}: expected an ONNX file to ship, with its record; `pipeline run` makes it")
-    if len({form.kind for form in forms}) < len(forms):
+    if len({form.kind for form in forms}) < len(forms) or len({form.facts["model"]["name"] for form in forms}) > 1:
         names = ", ".join(form.name for form in forms)
-        raise UsageError(f"{folder}: expected one file of a kind to ship, received {names}")
+        raise UsageError(f"{folder}: expected one file of a kind, all of one model, received {names}")
     named = {each.name: each for each in there}
     history = named.get(train.HISTORY.format(model=forms[0].facts["model"]["name"]))
     found = Contents(forms, _ancestors(forms, folder), named.get(verify.FILE), named.get(bench.FILE), history)
@@ -74,7 +74,7 @@ def _ancestors(forms: list[Artifact], folder: Path) -> list[Artifact]:
 
 def _against(found: Contents) -> Iterator[str]:
     """By the files' names: it goes into what ships, where nobody needs to know the folder that they were made in."""
-    yield from chain_breaks([*found.ancestors, *found.forms])
+    yield from chain_breaks([*found.ancestors, *found.forms, *([found.history] if found.history else [])])
     if found.verification is None:
         yield f"{verify.FILE}: missing: expected the proof of these files; `pipeline verify` makes it"
     else:

@@ -1,31 +1,20 @@
-"""A release's files as bytes in, a folder with SHA256SUMS and one archive out; and the check of either.
-
-The archive has the same bytes whenever the files have: sorted names, no times, no owners.
-"""
+"""A release's files as bytes in, a folder with SHA256SUMS out, put in an earlier one's place; and its check."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import io
 import os
 import shutil
-import tarfile
-import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from pipeline.artifact import sidecar
-from pipeline.errors import CheckFailed, PipelineError, UsageError
+from pipeline.errors import CheckFailed, UsageError
 
 SUMS, SIGNATURE, TEST_SET = "SHA256SUMS", "model.sig", "test-set.npz"
-ARCHIVE = ".tar.gz"
-PACKED = (ARCHIVE, ".tgz")  # what is taken for one
+EARLIER = "earlier"  # an earlier release, while it is being replaced
 IGNORED = {".git", ".gitattributes"}  # what a model hub adds; model-signing leaves them out, too
-LIMIT = 1 << 28  # bytes that an archive may unpack to, and files it may have
-MOST = 1000
 
 
 def sums(files: Mapping[str, bytes]) -> bytes:
@@ -43,12 +32,13 @@ def _written(digests: Mapping[str, str]) -> bytes:
 def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
     """A release's folder with its SHA256SUMS, elsewhere, to be signed; then put in place of an earlier release.
 
-    What is there stays until all of it is done: a failure or a kill before that leaves it untouched.
+    What is there stays until all of it is done: after a failure or a kill there is the earlier release or this one.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.with_name(f".{folder.name}.part")
+    scratch = _scratch(folder)
     part = scratch / folder.name  # signatures carry the folder's name
     try:
+        _put_back(folder)
         shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
         for name, content in {**files, SUMS: sums(files)}.items():
             path = part / name
@@ -56,10 +46,21 @@ def staged(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
             path.write_bytes(content)
         yield part
         if folder.exists():
-            os.replace(folder, scratch / "earlier")
+            os.replace(folder, scratch / EARLIER)
         os.replace(part, folder)
     finally:
+        _put_back(folder)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _put_back(folder: Path) -> None:
+    """An earlier release, where a failure or a kill came between its being moved away and the next one's coming."""
+    if (_scratch(folder) / EARLIER).is_dir() and not folder.exists():
+        os.replace(_scratch(folder) / EARLIER, folder)
 
 
 def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
@@ -67,6 +68,7 @@ def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
 
     Nor is a signed one replaced by one that isn't.
     """
+    _put_back(folder)
     move = "move it or give another --out"
     if archive.exists() and not (archive.is_file() and sidecar(archive).is_file()):
         raise UsageError(f"{archive}: is there already and was not made by `pipeline ship`: {move}")
@@ -83,18 +85,6 @@ def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
         )
     if (folder / SIGNATURE).is_file() and not signed:
         raise UsageError(f"{folder}: is signed, this one would not be: expected --sign-key or --sigstore; or {move}")
-
-
-def pack(folder: Path) -> bytes:
-    """The folder as a `.tar.gz`: every file below the folder's name."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name in names(folder):
-            content = (folder / name).read_bytes()
-            member = tarfile.TarInfo(f"{folder.name}/{name}")
-            member.size, member.mode = len(content), 0o644
-            archive.addfile(member, io.BytesIO(content))
-    return gzip.compress(packed.getvalue(), mtime=0)
 
 
 def names(folder: Path) -> list[str]:
@@ -146,73 +136,14 @@ def _listed(raw: bytes, path: Path) -> dict[str, str]:
         expected = {name: digest for digest, name in pairs}
     except ValueError as error:
         raise CheckFailed(f"{path}: altered: is no list of digests and names") from error
-    safe = all(PurePosixPath(name).parts and _inside(name) for name in expected)
+    safe = all(PurePosixPath(name).parts and inside(name) for name in expected)
     digests = all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in expected.values())
     if not (expected and safe and digests and _written(expected) == raw):
         raise CheckFailed(f"{path}: altered: is not the list of sha256 and names that `pipeline ship` wrote")
     return expected
 
 
-def _inside(name: str) -> bool:
+def inside(name: str) -> bool:
+    """Whether a name, as written in a release, is a plain path below its folder."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and "\\" not in name and path.as_posix() == name
-
-
-@contextlib.contextmanager
-def opened(release: Path) -> Iterator[Path]:
-    """A release's folder: itself, or an archive unpacked for as long as this lasts."""
-    if release.is_dir():
-        yield release
-        return
-    if not release.exists():
-        raise UsageError(f"{release}: no such folder or archive")
-    if not is_archive(release):
-        raise UsageError(f"{release}: expected a release: its folder, or its archive ({ARCHIVE})")
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            yield unpack(release, Path(scratch))
-        except PipelineError as error:  # who reads it knows the archive, not where it was unpacked
-            error.args = (str(error).replace(f"{scratch}/", f"{release}: "),)
-            raise
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a path is to be unpacked before it is looked at."""
-    return path.is_file() and path.name.endswith(PACKED)
-
-
-def unpack(archive: Path, target: Path) -> Path:
-    """Unpack an archive that `pack` made into `target`; gives the one folder in it.
-
-    Writes nothing outside `target`: a link, an absolute name, `..`, over 256 MiB or over 1,000 files is a CheckFailed
-    before anything is written.
-    """
-    files: dict[str, bytes] = {}
-    damaged = f"{archive}: is no whole release archive"
-    try:
-        with gzip.open(archive) as packed:
-            content = packed.read(LIMIT + 1)
-        if len(content) > LIMIT:
-            raise CheckFailed(f"{archive}: unpacks to more than {LIMIT} bytes: is no release")
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-            for member in tar:
-                if member.isdir() and _inside(member.name):  # as plain tar packs them
-                    continue
-                if not member.isfile() or not _inside(member.name) or "/" not in member.name or len(files) >= MOST:
-                    raise CheckFailed(f"{damaged}: {member.name!r} is a link, lies outside or doesn't belong")
-                if member.name in files or member.sparse:
-                    raise CheckFailed(f"{damaged}: {member.name!r} is there twice or with holes")
-                files[member.name] = tar.extractfile(member).read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, OverflowError) as error:
-        raise CheckFailed(f"{damaged}: {error}") from error
-    roots = {name.split("/", 1)[0] for name in files}
-    if len(roots) != 1:
-        raise CheckFailed(f"{damaged}: expected one folder in it, received {', '.join(sorted(roots)) or 'none'}")
-    for name, data in files.items():
-        path = target / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        except (FileExistsError, NotADirectoryError, IsADirectoryError, ValueError) as error:
-            raise CheckFailed(f"{damaged}: {name!r} is both file and folder") from error
-    return target / roots.pop()

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pipeline import artifact
+from pipeline import artifact, schema
 from pipeline.errors import CheckFailed
 from pipeline.release import contents, files, signing, triton
 
 ABOUT = "release.json"
-FORMATS = ("folder", "triton")
 
 PublicKey = Annotated[Path | None, "Public key (PEM), had from elsewhere, of whoever should have signed."]
 AllowUnverified = Annotated[bool, "Accept a release that says of itself that it is unverified."]
@@ -29,7 +28,7 @@ def inspect(
         signing.verify_keyless(folder, identity, issuer)
     digests = files.check(folder)
     about = _about(folder)
-    against = contents.gather(folder).against if about["format"] == "folder" else triton.against(folder)
+    against = _against(folder, about) if about["format"] == "folder" else triton.against(folder, about["model"])
     if against and about["verified"]:
         raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
     return {
@@ -54,13 +53,22 @@ def accept(release: Path, facts: dict[str, Any], allow_unverified: bool) -> None
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    wrong = CheckFailed(f"{folder / ABOUT}: expected what `pipeline ship` says of a release")
+    wrong = f"{folder / ABOUT}: expected what `pipeline ship` says of a release"
     try:
         about = json.loads((folder / ABOUT).read_bytes())
-        texts = all(isinstance(about[name], str) for name in ("model", "version"))
-        reasons = isinstance(about["against"], list) and all(isinstance(each, str) for each in about["against"])
-        if not (texts and reasons and about["format"] in FORMATS and about["verified"] is (not about["against"])):
-            raise wrong
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise wrong from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckFailed(wrong) from error
+    if (part := schema.first_wrong(schema.RELEASE, about, "release")) is not None:
+        raise CheckFailed(f"{wrong}: {part} isn't as in one")
+    if about["verified"] is not (not about["against"]):
+        raise CheckFailed(f"{wrong}: it is verified or something stands against it")
     return about
+
+
+def _against(folder: Path, about: dict[str, Any]) -> list[str]:
+    """What stands against a release by its records. CheckFailed if it says that it is another model than they say."""
+    found = contents.gather(folder)
+    for name, received in (("model", found.model["name"]), ("version", found.model["version"])):
+        if about[name] != received:
+            raise CheckFailed(f"{folder / ABOUT}: says {name} {about[name]}: expected {received}, as on record")
+    return found.against

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from pipeline import statistics
+from pipeline import artifact, statistics
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
+from pipeline.errors import CheckFailed
 from pipeline.release import charts
 from pipeline.release.contents import Contents
 from pipeline.stages import train
@@ -31,6 +33,7 @@ def card(contents: Contents, against: list[str], digests: Mapping[str, str]) -> 
         rows=[row for row in rows if row["form"] in shipped],
         latency=_latency(contents),
         timing=contents.latency and contents.latency.facts,
+        quick=_quick(contents),
         verification=contents.verification and contents.verification.facts,
         training=_training(contents),
         dataset=HUBS.get(contents.model["dataset"], contents.model["dataset"]),
@@ -54,6 +57,7 @@ def report(
         verification=verification,
         latency=latency,
         latency_rows=_latency(contents),
+        quick=_quick(contents),
         layers=layer_table(training.facts["layers"], contents.model["input"]) if training else [],
         training=training,
         line=line,
@@ -100,23 +104,37 @@ def _training(contents: Contents) -> Artifact | None:
 
 
 def _latency(contents: Contents) -> list[dict[str, Any]]:
-    """What was timed at the smallest batch."""
+    """What was timed at the smallest batch, which is one image unless other sizes alone were asked for."""
     rows = contents.latency.facts["rows"] if contents.latency else []
     least = min((row["batch"] for row in rows), default=1)
     return [row for row in rows if row["batch"] == least]
 
 
+def _quick(contents: Contents) -> bool:
+    return bool(contents.latency and contents.latency.options.get("quick"))
+
+
 def _charts(contents: Contents, measured: dict[str, Any]) -> dict[str, str]:
     drawn = {"calibration": charts.calibration(measured["calibration"]["bins"])}
     if contents.history:
-        text = contents.history.path.read_text(encoding="utf-8")
-        history = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
-        drawn["training"] = charts.training(history)
+        drawn["training"] = charts.training(_epochs(contents.history))
     if contents.verification:
         drawn["accuracy"] = charts.accuracy(contents.verification.facts["rows"], contents.model["gate"])
     if timed := _latency(contents):
         drawn["latency"] = charts.latency(timed)
     return drawn
+
+
+def _epochs(history: Artifact) -> list[dict[str, float]]:
+    """A training's figures, epoch by epoch. CheckFailed if the file doesn't have them."""
+    try:
+        text = artifact.content(history).decode()
+        rows = [{name: float(row[name]) for name in charts.CURVES} for row in csv.DictReader(io.StringIO(text))]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise CheckFailed(f"{history.path}: expected {', '.join(charts.CURVES)} of every epoch: {error!r}") from error
+    if not rows or not all(math.isfinite(value) for row in rows for value in row.values()):
+        raise CheckFailed(f"{history.path}: expected {', '.join(charts.CURVES)} of every epoch, finite numbers")
+    return rows
 
 
 def _png(image: np.ndarray) -> str:

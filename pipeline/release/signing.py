@@ -159,11 +159,14 @@ def _signature(folder: Path) -> Path:
 
 
 def _canonical(path: Path) -> None:
-    """Decoders of base64 pass over stray bytes, so that one signature could be written in many ways; here, in one."""
+    """Decoders of JSON and base64 pass over stray bytes: expected is what model-signing writes, without any."""
     altered = CheckFailed(f"{path}: altered: is not a signature as it was written")
     try:
         raw = path.read_bytes()
-        envelope = json.loads(raw)["dsseEnvelope"]
+        bundle = json.loads(raw)
+        if json.dumps(bundle, separators=(",", ":"), ensure_ascii=False).encode() != raw:
+            raise altered
+        envelope = bundle["dsseEnvelope"]
         for text in (envelope["payload"], *(each["sig"] for each in envelope["signatures"])):
             if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
                 raise altered

@@ -60,15 +60,15 @@ def _tensor(value: onnx_file.ValueInfoProto) -> tuple[str, str, list[int]]:
     return value.name, TYPES[element], [dim.dim_value for dim in kind.shape.dim[1:]]
 
 
-def against(folder: Path) -> list[str]:
-    """What stands against a repository's models: a verification that is missing, failed, or about other bytes."""
+def against(folder: Path, model: str) -> list[str]:
+    """What stands against a repository of a model: a verification that is missing, failed, or about something else."""
     try:
         proof = json.loads((folder / verify.FILE).read_bytes())
         proven = {row["sha256"] for row in proof["rows"]}
-        passed = proof["passed"] is True and not proof["failures"]
+        passed = proof["passed"] is True and not proof["failures"] and proof["model"] == model
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return [f"{verify.FILE}: missing or no verification: expected the proof of these files"]
-    found = [] if passed else [f"{verify.FILE}: failed"]
+    found = [] if passed else [f"{verify.FILE}: failed, or is about another model than {model}"]
     models = sorted(folder.glob("*/*/model.onnx"))
     for path in models:
         if (sha := artifact.digest(path)) not in proven:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -80,8 +81,13 @@ def run(
     trainer = training.Trainer(models.get(model), recipes.numbers(model, recipe, asked), seed, **how)
     kept = out / SNAPSHOT.format(model=model)
     network, predictions, history = _epochs(trainer, train, measured, kept, asked, resume)
-    made = _write(out / FILE.format(model=model), network, train, measured, predictions, history, asked)
-    _write_history(out / HISTORY.format(model=model), history, made)
+    import safetensors.torch
+
+    path, weights = out / FILE.format(model=model), safetensors.torch.save(training.weights(network))
+    # The checkpoint last: with it on record, training is done, and these are its curves.
+    parents = {path.name: hashlib.sha256(weights).hexdigest()}
+    _write_history(out / HISTORY.format(model=model), history, parents, asked)
+    made = _write(path, weights, network, train, measured, predictions, history, asked)
     kept.unlink(missing_ok=True)
     return made
 
@@ -104,6 +110,7 @@ def _epochs(
 
 def _write(
     path: Path,
+    weights: bytes,
     network: torch.nn.Sequential,
     train: Split,
     measured: Split,
@@ -112,11 +119,9 @@ def _write(
     asked: dict[str, Any],
 ) -> Artifact:
     """The checkpoint: weights, and on record all that later stages need to know of model and training."""
-    import safetensors.torch
-
     return artifact.write(
         path,
-        safetensors.torch.save(training.weights(network)),
+        weights,
         kind=KIND,
         parents=train.digests,
         options=asked,
@@ -144,12 +149,12 @@ def _reference(test: Split, predictions: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _write_history(path: Path, history: list[dict[str, Any]], checkpoint: Artifact) -> None:
+def _write_history(path: Path, history: list[dict[str, Any]], parents: dict[str, str], asked: dict[str, Any]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(history)
-    artifact.write(path, text.getvalue().encode(), kind="history", parents=[checkpoint], options=checkpoint.options)
+    artifact.write(path, text.getvalue().encode(), kind="history", parents=parents, options=asked)
 
 
 def show(checkpoint: Artifact) -> None:

@@ -46,7 +46,7 @@ def run(
         row | _agreement(logits, split, reference) | _step(row, logits, forms, answers, split)
         for row, logits in answers
     ]
-    failures = _ignoring(answers, split) + dataset.spoilt(split, stages.DEFAULTS["data"])
+    failures = _ignoring(answers, split) + dataset.spoilt(split, _training_images(split))
     failures += [problem for row in rows if (problem := _problem(row, gate_used, reference))]
     found = {
         "model": model["name"],
@@ -171,6 +171,18 @@ def _step(row: dict, logits: np.ndarray, forms: tuple[Artifact, ...], answers: l
             worse, better = _discordant(logits.argmax(1), before.argmax(1), split)
             return {"parent": other["form"], "parent_p": statistics.mcnemar(worse, better) if worse > better else 1.0}
     return {"parent": None, "parent_p": 1.0}
+
+
+def _training_images(split: Split) -> Path | None:
+    """What a set of one's own must not share images with; where that can't be had, it is said."""
+    if split.digests == dataset.TEST:
+        return None
+    seen = dataset.training_images(stages.DEFAULTS["data"])
+    if seen is None:
+        console.say(
+            f"{split.name}: not held against MNIST's training images, which aren't in {stages.DEFAULTS['data']}/ here"
+        )
+    return seen
 
 
 def _largest(difference: np.ndarray) -> float | None:
