@@ -17,6 +17,7 @@ from models import mnist_cnn
 from pipeline import artifact, dataset, recipe
 from pipeline import snapshot as snapshots
 from pipeline.errors import CheckFailed, PipelineError, UsageError
+from pipeline.stages import train
 from pipeline.training import Trainer
 
 OPTIONS = ["--epochs", "2", "--limit", "8000", "--step-size", "1", "--seed", "3"]
@@ -57,6 +58,23 @@ def killed_in_the_second_epoch(out, *words) -> None:
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def test_a_checkpoint_on_record_has_its_own_curves(data, tmp_path, monkeypatch):
+    """Killed between the two files: the history is there first, so training isn't done, and is done again."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    words = {"data": data, "epochs": 1, "limit": 640, "train_threads": 1}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "_write", killed)
+        train.run("mnist_cnn", out=tmp_path, **words)
+    history = artifact.read(tmp_path / "mnist_cnn.history.csv")
+    assert [path.name for path in artifact.recorded(tmp_path)] == ["mnist_cnn.history.csv"]
+    made = train.run("mnist_cnn", out=tmp_path, **words)
+    assert artifact.read(tmp_path / "mnist_cnn.history.csv") == history
+    assert history.parents == {made.name: made.sha256}
 
 
 @pytest.mark.parametrize("dropout", ["0", "0.05"], ids=["oneDNN's step", "the general step"])
