@@ -16,6 +16,18 @@ import models
 from pipeline import stages
 
 
+class _Path(click.Path):
+    """A path; an empty one, as of a variable that isn't set, would be the folder one is in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("expected a path, received nothing", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _Path(path_type=Path)
+
+
 def arguments(stage: ModuleType) -> list[click.Parameter]:
     """What a stage takes: its model, a path, or artifacts, which default to those in the folder that is written to."""
     found: list[click.Parameter] = []
@@ -29,7 +41,7 @@ def arguments(stage: ModuleType) -> list[click.Parameter]:
             found.append(_path(parameter, many))
         else:
             metavar = "[FILE|FOLDER]..." if many else f"[{parameter.name.upper()}]"
-            kind = click.Path(path_type=Path)
+            kind = _PATH
             nargs = -1 if many else 1
             found.append(click.Argument([parameter.name], nargs=nargs, required=False, type=kind, metavar=metavar))
     return found
@@ -38,7 +50,7 @@ def arguments(stage: ModuleType) -> list[click.Parameter]:
 def _path(parameter: inspect.Parameter, many: bool) -> click.Argument:
     needed = parameter.default is parameter.empty
     default = {} if needed else {"default": parameter.default}
-    kind = click.Path(path_type=Path)
+    kind = _PATH
     metavar = "FILE|FOLDER" if needed else "[FOLDER]"
     metavar += "..." * many
     return click.Argument(
@@ -83,7 +95,7 @@ def _option(name: str, hint: Any, default: Any) -> click.Option:
     if typing.get_origin(kind) is typing.Literal:
         kind = click.Choice(typing.get_args(kind))
     elif kind is Path:
-        kind = click.Path(path_type=Path)
+        kind = _PATH
     return click.Option(
         [flag, name], type=kind, multiple=many, default=default, show_default=default is not None, help=text
     )

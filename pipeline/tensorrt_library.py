@@ -46,7 +46,7 @@ def load(name: str) -> ModuleType:
     try:
         bindings = importlib.import_module(MODULES[name])
     except (ImportError, OSError) as error:  # the latter where a library of CUDA isn't found
-        raise UsageError(f"--runtime {name}: {name} isn't installed ({error}): {INSTALL[name]}") from error
+        raise UsageError(f"{name} isn't installed ({error}): {INSTALL[name]}") from error
     if name == "tensorrt" and int(bindings.__version__.partition(".")[0]) < OLDEST:
         raise UsageError(
             f"TensorRT {bindings.__version__} has no strongly typed networks: expected {OLDEST}.0 or later, as "

@@ -102,6 +102,11 @@ def test_a_folder_in_the_way_is_one_line(chain, tmp_path):
     one_line(command("verify", tmp_path / "x.onnx"), 2)
 
 
+@pytest.mark.parametrize("line", [["export", "--out", ""], ["predict", ""], ["ship", "--data="]])
+def test_an_empty_path_is_not_the_folder_one_is_in(line):
+    assert "expected a path, received nothing" in one_line(command(*line), 2)
+
+
 def test_json_is_all_there_is_on_stdout(chain, data):
     for line in (["verify", chain / "mnist_cnn.onnx", "--data", data, "--gate", "0"], ["status", chain], ["models"]):
         json.loads(command(*line, "--json").stdout)
