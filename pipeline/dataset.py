@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifact, mnist
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, reason
 
 TEST = {file: sha for file, sha in mnist.FILES.items() if file.startswith("t10k")}
 HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
@@ -152,7 +152,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return file["images"], file["labels"]
     except Exception as error:  # numpy's parser of a damaged header fails in any way, tokenize.TokenError among them
-        raise UsageError(f"{path}: expected an .npz with uint8 `images` and `labels`: {mnist.reason(error)}") from error
+        raise UsageError(f"{path}: expected an .npz with uint8 `images` and `labels`: {reason(error)}") from error
 
 
 def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> Split:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import artifact, console
-from pipeline.errors import CheckFailed, PipelineError, UsageError
+from pipeline.errors import CheckFailed, PipelineError, UsageError, reason
 
 RAW = Path("MNIST") / "raw"  # inside the data folder; where torchvision.datasets.MNIST looks, too
 FILES = {  # sha256 of the uncompressed files; their md5 are the published ones
@@ -71,12 +71,6 @@ def ensure(data: Path) -> Path:
         f"MNIST is not in {data} and could not be fetched; tried {'; '.join(tried)}. "
         f"Put these four files into {raw} by hand: {', '.join(FILES)}"
     )
-
-
-def reason(error: Exception) -> str:
-    """An error in one short line."""
-    reason = getattr(error, "reason", None) or error
-    return " ".join(str(reason).split())[:120] or type(error).__name__
 
 
 def _check(path: Path, received: str, expected: str) -> None:

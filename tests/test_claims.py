@@ -76,15 +76,25 @@ CURVES = "epoch,lr,train_accuracy,test_accuracy,train_loss,test_loss\n"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "epoch,lr\n1,0.1\n", "x" * 9, "\ufeff", CURVES, f"{CURVES}1,0.1,0.9,nan,0.1,0.1\n", f"{CURVES}1,a,b\n"]
+    "text",
+    [
+        "",
+        "epoch,lr\n1,0.1\n",
+        "x" * 9,
+        "\ufeff",
+        CURVES,
+        f"{CURVES}1,0.1,0.9,nan,0.1,0.1\n",
+        f"{CURVES}1,a,b\n",
+        CURVES + "9" * 30_000 + "x,",
+    ],
 )
 def test_curves_that_are_none_are_one_line(release, data, tmp_path, text):
     folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
     made = artifact.read(folder / train.HISTORY.format(model="mnist_cnn"))
     artifact.write(made.path, text.encode(), kind=made.kind, parents=made.parents, options=made.options)
-    with pytest.raises(CheckFailed, match=r"history\.csv: expected epoch, lr, .* of every epoch"):
+    with pytest.raises(CheckFailed, match=r"history\.csv: expected epoch, lr, .* of every epoch") as refused:
         ship.run(folder, out=tmp_path / "out", data=data)
-    assert not list(tmp_path.glob("out/*"))
+    assert len(str(refused.value)) < 1000 and not list(tmp_path.glob("out/*"))
 
 
 def test_a_latency_of_other_sizes_or_a_quick_one_says_so(release, tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import artifact, statistics
 from pipeline.artifact import Artifact
 from pipeline.dataset import Split
-from pipeline.errors import CheckFailed
+from pipeline.errors import CheckFailed, reason
 from pipeline.release import charts
 from pipeline.release.contents import Contents
 from pipeline.stages import train
@@ -131,7 +131,8 @@ def _epochs(history: Artifact) -> list[dict[str, float]]:
         text = artifact.content(history).decode()
         rows = [{name: float(row[name]) for name in charts.CURVES} for row in csv.DictReader(io.StringIO(text))]
     except (ValueError, TypeError, KeyError, csv.Error) as error:
-        raise CheckFailed(f"{history.path}: expected {', '.join(charts.CURVES)} of every epoch: {error!r}") from error
+        expected = f"{history.path}: expected {', '.join(charts.CURVES)} of every epoch"
+        raise CheckFailed(f"{expected}: {reason(error)}") from error
     if not rows or not all(math.isfinite(value) for row in rows for value in row.values()):
         raise CheckFailed(f"{history.path}: expected {', '.join(charts.CURVES)} of every epoch, finite numbers")
     return rows
