@@ -71,7 +71,7 @@ def run(
         parents=[*found.forms, *found.reports],
         options={"format": format, "builder": builder, "signed": bool(sign_key or sigstore)},
         versions=artifact.versions("numpy", "onnx", "matplotlib", "jinja2", "pillow"),
-        facts={**_about(found, against, format), "folder": str(target), "files": len(files.names(target))},
+        facts={**_about(found, against, format), "folder": str(target), "files": len(made)},
     )
 
 
