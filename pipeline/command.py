@@ -41,20 +41,18 @@ def arguments(stage: ModuleType) -> list[click.Parameter]:
             found.append(_path(parameter, many))
         else:
             metavar = "[FILE|FOLDER]..." if many else f"[{parameter.name.upper()}]"
-            kind = _PATH
             nargs = -1 if many else 1
-            found.append(click.Argument([parameter.name], nargs=nargs, required=False, type=kind, metavar=metavar))
+            found.append(click.Argument([parameter.name], nargs=nargs, required=False, type=_PATH, metavar=metavar))
     return found
 
 
 def _path(parameter: inspect.Parameter, many: bool) -> click.Argument:
     needed = parameter.default is parameter.empty
     default = {} if needed else {"default": parameter.default}
-    kind = _PATH
     metavar = "FILE|FOLDER" if needed else "[FOLDER]"
     metavar += "..." * many
     return click.Argument(
-        [parameter.name], nargs=-1 if many else 1, required=needed, type=kind, metavar=metavar, **default
+        [parameter.name], nargs=-1 if many else 1, required=needed, type=_PATH, metavar=metavar, **default
     )
 
 

@@ -137,14 +137,14 @@ def _install(folder: Path, root: Path) -> None:
 
 
 def _run_inside(root: Path, release: Path, images: dict[str, np.ndarray]) -> dict:
-    shutil.rmtree(root / "work", ignore_errors=True)
-    shutil.copytree(release, root / "work/release")
-    np.savez(root / "work/few.npz", **images)
+    shutil.rmtree(root / "trial", ignore_errors=True)
+    shutil.copytree(release, root / "trial/release")
+    np.savez(root / "trial/few.npz", **images)
     told = {}
     for name, line in {
         "doctor": ["doctor"],
-        "verify": ["verify", f"/work/release/{FILES[0]}", "--data", "/work/few.npz", "--gate", "0.95"],
-        "bench": ["bench", f"/work/release/{FILES[0]}", "--quick", "--batch", "1"],
+        "verify": ["verify", f"/trial/release/{FILES[0]}", "--data", "/trial/few.npz", "--gate", "0.95"],
+        "bench": ["bench", f"/trial/release/{FILES[0]}", "--quick", "--batch", "1"],
     }.items():
         console.say(f"inside: pipeline {' '.join(line)}")
         told[name] = json.loads(_inside(root, "pipeline", *line, "--json"))["facts"]
@@ -159,10 +159,10 @@ def _run_inside(root: Path, release: Path, images: dict[str, np.ndarray]) -> dic
 
 def _compare(root: Path, release: Path) -> dict:
     console.say("the same images through both files, inside and here")
-    _inside(root, "python3", "-c", ANSWERS, "/work/few.npz", "/work/release", "/work/there.npz", *FILES)
-    few, here = root / "work/few.npz", root / "work/here.npz"
+    _inside(root, "python3", "-c", ANSWERS, "/trial/few.npz", "/trial/release", "/trial/there.npz", *FILES)
+    few, here = root / "trial/few.npz", root / "trial/here.npz"
     subprocess.run([sys.executable, "-c", ANSWERS, few, release, here, *FILES], check=True, cwd=ROOT)
-    with np.load(root / "work/there.npz") as there, np.load(here) as native:
+    with np.load(root / "trial/there.npz") as there, np.load(here) as native:
         return {"agreement": {name: _agreement(there, native, name) for name in FILES}}
 
 

@@ -31,7 +31,8 @@ def restated(folder: Path, **changes: object) -> None:
 
 
 def resummed(folder: Path) -> None:
-    names = [name for name in files.names(folder) if name != files.SUMS]
+    """Digests that fit whatever the files have become."""
+    names = [name for name in files.names(folder) if name not in (files.SUMS, files.SIGNATURE)]
     (folder / files.SUMS).write_bytes(files.sums({name: (folder / name).read_bytes() for name in names}))
 
 

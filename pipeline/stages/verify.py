@@ -46,7 +46,7 @@ def run(
         row | _agreement(logits, split, reference) | _step(row, logits, forms, answers, split)
         for row, logits in answers
     ]
-    failures = _ignoring(answers, split) + dataset.spoilt(split, _training_images(split))
+    failures = _ignoring(answers, split) + _spoilt(split)
     failures += [problem for row in rows if (problem := _problem(row, gate_used, reference))]
     found = {
         "model": model["name"],
@@ -173,16 +173,17 @@ def _step(row: dict, logits: np.ndarray, forms: tuple[Artifact, ...], answers: l
     return {"parent": None, "parent_p": 1.0}
 
 
-def _training_images(split: Split) -> Path | None:
-    """What a set of one's own must not share images with; where that can't be had, it is said."""
+def _spoilt(split: Split) -> list[str]:
+    """Why a set of one's own is no test set; that it can't be held against the training images, where that is so, is
+    said."""
     if split.digests == dataset.TEST:
-        return None
+        return []
     seen = dataset.training_images(stages.DEFAULTS["data"])
     if seen is None:
         console.say(
             f"{split.name}: not held against MNIST's training images, which aren't in {stages.DEFAULTS['data']}/ here"
         )
-    return seen
+    return dataset.spoilt(split, seen)
 
 
 def _largest(difference: np.ndarray) -> float | None:

@@ -57,7 +57,7 @@ BLIND = (  # what, file, old, new, the attempt to fool the gate that is no longe
      'if row["worse"] > row["better"] and row["mcnemar_p"] < SIGNIFICANT:', "if False:", "worse than when trained"),
     ("a form may ignore its input", VERIFY, "failures = _ignoring(answers, split) + ", "failures = [] + ",
      "a model that ignores its input"),
-    ("images may be in it twice", VERIFY, ' + dataset.spoilt(split, _training_images(split))', "", "the set twice"),
+    ("images may be in it twice", VERIFY, ' + _spoilt(split)', "", "the set twice"),
     ("another provider will do", "pipeline/runtimes/onnxruntime.py", "!= PROVIDERS[provider]:", "is None:",
      "falls back in silence"),
 )  # fmt: skip
