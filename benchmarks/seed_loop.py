@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch.nn.functional as F
+from PIL import Image
 from torch import optim
-from torch.utils.data import DataLoader, Subset
-from torchvision import datasets, transforms
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
-from models import mnist_cnn
+from pipeline.data.imagesets import ImageSet
+from pipeline.training.model import Model
 
 DROPOUT = 0.05
 
 
-def loop(data: Path, images: int, workers: int) -> Iterator[int]:
-    """Train for ever on the first so many images of MNIST in `data`, a batch of 64 a step; yields each one's size."""
+class Pictures(Dataset):
+    """Images as `torchvision.datasets.MNIST` gives them: a PIL image, transformed, and its label."""
+
+    def __init__(self, images: ImageSet, transform: transforms.Compose) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple:
+        return self.transform(Image.fromarray(self.images.images[index, 0])), int(self.images.labels[index])
+
+
+def loop(model: Model, images: ImageSet, workers: int) -> Iterator[int]:
+    """Train for ever on grey images, a batch of 64 a step; yield each batch's size."""
     transform = transforms.Compose(
         [
             transforms.RandomRotation((-7.0, 7.0), fill=0),
             transforms.ToTensor(),
-            transforms.Normalize((mnist_cnn.MEAN,), (mnist_cnn.STD,)),
+            transforms.Normalize((model.mean,), (model.std,)),
         ]
     )
-    train = Subset(datasets.MNIST(str(data), train=True, transform=transform), range(images))
-    loader = DataLoader(train, batch_size=64, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-    model = mnist_cnn.network(DROPOUT)
-    optimizer = optim.SGD(model.parameters(), lr=0.04, momentum=0.9)
+    loader = DataLoader(
+        Pictures(images, transform), batch_size=64, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+    network = model.network(DROPOUT)
+    optimizer = optim.SGD(network.parameters(), lr=0.04, momentum=0.9)
     correct = 0
     while True:
-        model.train()
+        network.train()
         for x, target in loader:
             optimizer.zero_grad()
-            prediction = F.log_softmax(model(x).flatten(1), dim=-1)
+            prediction = F.log_softmax(network(x).flatten(1), dim=-1)
             loss = F.nll_loss(prediction, target)
             loss.backward()
             optimizer.step()

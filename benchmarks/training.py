@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 
-import models
 from benchmarks import seed_loop
-from models import mnist_cnn
-from pipeline import artifact, console, dataset, machine, mnist, recipe
+from pipeline import console
+from pipeline.data import imagesets
+from pipeline.data.imagesets import ImageSet
 from pipeline.errors import PipelineError
-from pipeline.training import Trainer
+from pipeline.machine import host as machine
+from pipeline.records import kinds, manifest
+from pipeline.training import models, recipe
+from pipeline.training.trainer import Trainer
 
 EPOCH = 60_000
+MODEL = models.get("mnist_cnn")
 
 
-def ours(data: Path, images: int, threads: int, precision: str) -> Iterator[int]:
-    """Our loop without end on the first so many images; yields after every epoch of them."""
-    split = dataset.train(data)
-    trainer = Trainer(
-        mnist_cnn, models.recipe("mnist_cnn", "default"), 0, precision=precision, threads=threads, quiet=True
-    )
+def ours(images: ImageSet, threads: int, precision: str) -> Iterator[int]:
+    """Our loop without end; yields after every epoch."""
+    trainer = Trainer(MODEL, MODEL.recipes["default"], 0, precision=precision, threads=threads, quiet=True)
     while True:
-        for _ in trainer.fit(split.images[:images], split.labels[:images]):
-            yield images
+        for _ in trainer.fit(images.images, images.labels):
+            yield len(images)
 
 
 def flop_per_image() -> int:
     """Floating-point operations of a training step per image: two a multiply-add, three passes (forward, the gradient
     of the weights, the gradient of the activations; the first layer needs no gradient of its input)."""
-    total, shape = 0, torch.zeros(1, *mnist_cnn.INPUT)
-    network = mnist_cnn.network().eval()
+    total, shape = 0, torch.zeros(1, *MODEL.input)
+    network = MODEL.network().eval()
     for layer in network:
         shape = layer(shape)
         if isinstance(layer, nn.Conv2d):
@@ -79,29 +80,30 @@ def compare(sides: dict[str, Callable[[], Iterator[int]]], rounds: int, seconds:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print both sides as a table, or as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--data", default=MODEL.data, help="image set, as `pipeline train` takes it")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each side in each round")
     parser.add_argument("--images", type=int, default=12_288, help="how many each pass goes over")
     parser.add_argument("--threads", type=int, default=min(2, machine.cores()))
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if min(given.rounds, given.threads, given.images) < 1 or given.seconds <= 0:
         parser.error("expected --rounds, --threads, --images of 1 or more and --seconds over 0")
     try:
-        mnist.ensure(given.data)
+        images = imagesets.load(given.data, "train", MODEL.input, MODEL.classes)
     except PipelineError as error:
         print("error:", error, file=sys.stderr)
         sys.exit(error.exit_code)
+    first = dataclasses.replace(images, images=images.images[: given.images], labels=images.labels[: given.images])
     how = {"device": "cpu", "precision": "auto", "train_threads": given.threads, "limit": None, "hold_out": 0}
     precision = recipe.options("mnist_cnn", recipe="default", seed=0, **how)["precision"]
     torch.set_num_threads(given.threads)
     sides = {
-        "seed loop": lambda: seed_loop.loop(given.data, given.images, given.threads),
-        "pipeline": lambda: ours(given.data, given.images, given.threads, precision),
+        "seed loop": lambda: seed_loop.loop(MODEL, first, given.threads),
+        "pipeline": lambda: ours(first, given.threads, precision),
     }
     rates = compare(sides, given.rounds, given.seconds)
     torch.set_num_threads(given.threads)
@@ -113,23 +115,30 @@ def main() -> None:
         "threads": given.threads,
         "flop_per_image": flop_per_image(),
         "limit_images_per_second": limit,
-        "versions": artifact.versions("torch", "torchvision"),
-        "machine": machine.describe(),
+        "versions": manifest.versions("torch", "torchvision"),
+        "machine": kinds.plain(machine.describe()),
     }
     if given.json:
         console.result(json.dumps(report, indent=1))
-        return
+    else:
+        show(report)
+
+
+def show(report: dict) -> None:
+    """Print a report as a table."""
+    limit, flop, precision = (report[name] for name in ("limit_images_per_second", "flop_per_image", "precision"))
     rows = [
         [name, f"{EPOCH / side['images_per_second']:.1f}", f"{side['images_per_second']:,.0f}",
          f"{side['images_per_second'] / limit:.1%}"]
         for name, side in report["sides"].items()
     ]  # fmt: skip
-    title = f"{given.threads} threads, pipeline in {precision}; PyTorch {torch.__version__}; median of {given.rounds}"
+    rounds = len(report["sides"]["pipeline"]["rounds"])
+    title = f"{report['threads']} threads, pipeline in {precision}; PyTorch {torch.__version__}; median of {rounds}"
     console.table(["loop", "s an epoch", "images/s", "of the limit"], rows, title=title)
     console.result(f"pipeline / seed loop: {report['ratio']:.2f} times, median of each round's ratio")
     console.result(
-        f"limit: {EPOCH / limit:.1f} s an epoch, {flop_per_image() / 1e6:.2f} MFLOP an image at the matrix product's "
-        f"{limit * flop_per_image() / 1e9:.0f} GFLOP/s in {precision}"
+        f"limit: {EPOCH / limit:.1f} s an epoch, {flop / 1e6:.2f} MFLOP an image at the matrix product's "
+        f"{limit * flop / 1e9:.0f} GFLOP/s in {precision}"
     )
 
 

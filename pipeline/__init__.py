@@ -1,38 +1,46 @@
-"""From a small network to an edge GPU, with proof at every step that it still is the same network.
+"""Take a trained image classifier to an edge GPU, with proof at every step that it still is the same classifier.
 
-train    recipe and pixels                -> checkpoint     PyTorch, with the given schedule
-fold     checkpoint                       -> folded         BatchNorm and normalisation into the convolutions
-export   folded                           -> onnx           raw uint8 pixels in, float32 logits out
-half     onnx                             -> fp16           float16 weights and arithmetic, in the graph itself
-build    fp16                             -> engine         TensorRT, strongly typed: float16 or no engine
-verify   every form                       -> verification   the test set through each runtime, against the gate
-bench    every form                       -> latency        percentiles of single requests, throughput
+train    a model file, an image set   -> checkpoint     PyTorch, with the model's recipe
+export   checkpoint                   -> unfolded       ONNX, uint8 pixels to logits, BatchNorm still in it
+adopt    an .onnx from elsewhere      -> unfolded       likewise
+fold     unfolded                     -> folded         BatchNorm and normalisation into the convolutions
+half     folded                       -> half           float16 weights and arithmetic, in the graph itself
+build    half                         -> engine         TensorRT, strongly typed: float16 or no engine
+verify   every form                   -> verification   the test set through each runtime, against the gate
+bench    every form                   -> latency        percentiles of single requests, throughput
 
-`pipeline ship` hands the result over, signed; `load` runs it from Python:
+`pipeline ship` makes a release of the result; `load` runs it from Python:
 
     from pipeline import load
-    model = load("mnist_cnn.onnx")
-    model(images)  # uint8 [n, 28, 28] to float32 logits [n, 10]
+    classifier = load("mnist_cnn.onnx")
+    classifier(images)  # uint8 [n, 28, 28] to float32 logits [n, 10]
 
-Every file carries its record (`pipeline.artifact`): digest, parents' digests, options, versions, facts.
-`pipeline.chain` knows which of them are still fresh; `pipeline.runtimes` runs them.
+A model file defines `MODEL = Model(...)`, with `Recipe`s; see `models/mnist_cnn.py`. Every artifact has a record in its
+folder's `chain.json` (`pipeline.records.manifest`); `pipeline.chain` knows which are still fresh.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.model import Model as Model
-    from pipeline.model import load as load
+    from pipeline.runtimes.classifier import Classifier as Classifier
+    from pipeline.runtimes.classifier import load as load
+    from pipeline.training.model import Model as Model
+    from pipeline.training.model import Recipe as Recipe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+_PUBLIC = {
+    "Classifier": "pipeline.runtimes.classifier",
+    "load": "pipeline.runtimes.classifier",
+    "Model": "pipeline.training.model",
+    "Recipe": "pipeline.training.model",
+}
 
 
 def __getattr__(name: str) -> object:
-    """`load`, imported when it is asked for: importing a package costs nothing heavy."""
-    if name == "load":
-        from pipeline.model import load
-
-        return load
+    """Import a public name when it is first used, so that importing the package costs nothing."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifact, console, lock, lookup, runtimes, stages
-from pipeline.artifact import Artifact
+from pipeline import console, runtimes, stages
 from pipeline.errors import CheckFailed, PipelineError, UsageError
+from pipeline.records import code, disk, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.training import models
 
 MADE, FRESH, STALE, MISSING, ALTERED = "made", "fresh", "stale", "missing", "altered"
 FORMS = "*"
@@ -35,20 +37,53 @@ def inputs(stage: ModuleType) -> list[str]:
     return [FORMS if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
 
 
-def status(folder: Path, model: str) -> list[Link]:
-    """Each link of a model's chain in a folder, in order."""
+def status(folder: Path, model: str | None = None) -> list[Link]:
+    """Each link of a model's chain in a folder, in order; by default of the one model that the folder has."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
-    links: list[Link] = []
-    for name in stages.names():
+    model, links = model or _model(folder), []
+    for name in _stages(folder, model):
         links.append(_link(stages.get(name), folder, model, links))
-    return links + [_other(path) for path in artifact.recorded(folder) if path not in {link.path for link in links}]
+    others = [folder / name for name in manifest.names(folder)]
+    return links + [_other(path) for path in others if path not in {link.path for link in links}]
+
+
+def _model(folder: Path) -> str:
+    """The model whose forms a folder has, by their names. UsageError if there are several."""
+    forms = {
+        kind: stages.get(name).FILE for name in stages.names() if (kind := stages.get(name).KIND) in runtimes.kinds()
+    }
+    found = set()
+    for name in manifest.names(folder):
+        suffix = forms.get(manifest.claimed_kind(folder / name), "/").removeprefix("{model}")
+        if name.endswith(suffix):
+            found.add(name.removesuffix(suffix))
+    if len(found) > 1:
+        raise UsageError(f"{folder}: has forms of {', '.join(sorted(found))}: expected --model to name one")
+    return next(iter(found), models.DEFAULT)
+
+
+def _adopted(folder: Path, model: str) -> Artifact | None:
+    """The adopted file that a model's chain begins with, if it is an adopted one."""
+    path = folder / stages.get("export").FILE.format(model=model)
+    if manifest.claimed_kind(path) != "unfolded":
+        return None
+    record = manifest.recall(path)
+    return manifest.read(path) if record.facts.adopted else None
+
+
+def _stages(folder: Path, model: str) -> tuple[str, ...]:
+    """The stages of a model's chain; an adopted one's begins behind `export`."""
+    names = stages.names()
+    return names[names.index("export") + 1 :] if _adopted(folder, model) else names
 
 
 def _other(path: Path) -> Link:
     """A file with a record that no stage is asked for by name, such as a training's history."""
+    if not path.is_file():
+        return Link("", path, MISSING)
     try:
-        return Link("", path, FRESH, artifact=artifact.read(path))
+        return Link("", path, FRESH, artifact=manifest.read(path))
     except CheckFailed as error:
         return Link("", path, ALTERED, str(error))
 
@@ -58,19 +93,48 @@ def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> L
     if not path.is_file():
         return Link(name, path, MISSING)
     try:
-        found = artifact.read(path)
+        made = manifest.read(path)
     except PipelineError as error:
         return Link(name, path, ALTERED, str(error))
     kinds = {kind for wanted in inputs(stage) for kind in (runtimes.kinds() if wanted == FORMS else {wanted})}
+    parents = []
     for parent in earlier:
-        wanted = parent.state != MISSING and stages.get(parent.stage).KIND in kinds
-        if wanted and parent.state == FRESH and FORMS in inputs(stage) and runtimes.unable(parent.artifact):
+        if parent.state == MISSING or stages.get(parent.stage).KIND not in kinds:
+            continue
+        if parent.state != FRESH:
+            return Link(name, path, STALE, f"{parent.path.name} is {parent.state}", made)
+        if FORMS in inputs(stage) and runtimes.unable(parent.artifact):
             continue  # what can't be run here can't be in a verification made here
-        if wanted and parent.state != FRESH:
-            return Link(name, path, STALE, f"{parent.path.name} is {parent.state}", found)
-        if wanted and found.parents.get(parent.path.name) != parent.artifact.sha256:
-            return Link(name, path, STALE, f"{parent.path.name} is another one now", found)
-    return Link(name, path, FRESH, "; ".join(found.facts.get("failures", [])), found)
+        parents.append(parent.artifact)
+    why = outdated(stage, made, model, parents)
+    return Link(name, path, STALE if why else FRESH, why or "", made)
+
+
+def outdated(
+    stage: ModuleType,
+    made: Artifact,
+    model: str,
+    parents: Iterable[Artifact],
+    options: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Why an artifact has to be made again; None if it is fresh.
+
+    It is fresh if its parents, options, code and the versions of its libraries are those on record, and it passed.
+    Without options, as `status` has none given, those on record are taken to be the wanted ones.
+    """
+    for parent in parents:
+        if made.parents.get(parent.name) != parent.sha256:
+            return f"{parent.name} is another one now"
+    if options is not None and options != made.options:
+        names = [name for name in {**made.options, **options} if made.options.get(name) != options.get(name)]
+        return f"made with other options: {', '.join(names)}"
+    if made.code != code.digest(stage.__name__, *stage.sources(model)):
+        return "made by other code" if made.code else "what code made it is not on record"
+    here = manifest.versions(*made.versions)
+    for package, version in made.versions.items():
+        if package != "python" and here.get(package) != version:
+            return f"made with {package} {version}, here is {here.get(package, 'none')}"
+    return f"failed: {'; '.join(made.facts.failures)}" if made.facts.failures else None
 
 
 def refuse_altered(links: list[Link]) -> None:
@@ -84,58 +148,73 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
 
     What comes after a stage that was run is run, too, even if the same bytes came out: on a fresh clone, records of
     another machine are no measurement of this one.
-    `options` are those of all stages, by name. A check that fails but leaves something to look at (a verification)
-    is raised when every stage has had its turn.
+    `options` are those of all stages, by name. What fails a check, such as a verification, has `failures` in its facts;
+    the later stages have their turn nevertheless.
     """
-    lookup.check_writable(out)
-    with lock.held(out):
+    from pipeline.stages import check
+
+    disk.check_writable(out)
+    if not _adopted(out, model):
+        check.model(model)
+    with disk.held(out):
         yield from _run(model, out, force, options)
 
 
 def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iterator[Link]:
-    failure: CheckFailed | None = None
-    made: dict[str, Artifact] = {}
+    adopted = _adopted(out, model)
+    made: dict[str, Artifact] = {adopted.kind: adopted} if adopted else {}
     done: set[str] = set()
-    for name in stages.names():
+    for name in _stages(out, model):
         stage = stages.get(name)
-        asked = {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}
-        if hasattr(stage, "absent") and (reason := stage.absent(**asked)):
+        chosen = {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}
+        if reason := stage.absent(**chosen):
             console.say(f"{name:<8}left out: {reason}")
             continue
         given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
-        state = FRESH
         again = force or any(parent.kind in done for parent in given if isinstance(parent, Artifact))
-        found = None if again else _on_record(stage, out / stage.FILE.format(model=model), given, asked)
-        if found is None:
-            state = MADE
-            try:
-                found = stage.run(*given, **asked)
-            except CheckFailed as error:
-                if error.artifact is None:
-                    raise
-                found, failure = error.artifact, failure or error
+        path, state = out / stage.FILE.format(model=model), FRESH
+        artifact = None if again else _on_record(stage, path, model, given, chosen)
+        if artifact is None:
+            artifact, state = stage.run(*given, **chosen), MADE
             done.add(stage.KIND)
-        made[stage.KIND] = found
-        yield Link(name, found.path, state, artifact=found)
-    if failure:
-        raise failure
+        made[stage.KIND] = artifact
+        yield Link(name, artifact.path, state, artifact=artifact)
 
 
 def _given(kind: str, model: str, made: Mapping[str, Artifact]) -> list[Any]:
     if kind == FORMS:
-        return lookup.runnable([form for kind, form in made.items() if kind in runtimes.kinds()])
+        return runnable([form for kind, form in made.items() if kind in runtimes.kinds()])
     return [model if kind == "model" else made[kind]]
 
 
-def _on_record(stage: ModuleType, path: Path, given: list[Any], asked: dict[str, Any]) -> Artifact | None:
-    """The artifact of an earlier run, if it is unaltered, passed, and was made from these parents and options."""
+def _on_record(stage: ModuleType, path: Path, model: str, given: list[Any], chosen: dict[str, Any]) -> Artifact | None:
+    """The artifact of an earlier run, if it is unaltered and fresh."""
     try:
-        found = artifact.read(path)
+        artifact = manifest.read(path)
     except PipelineError:
         return None
-    parents = {a.name: a.sha256 for a in given if isinstance(a, Artifact)}
-    wanted = stage.options(*given, **asked) if hasattr(stage, "options") else asked
-    wanted = json.loads(json.dumps(wanted, default=str))
-    options = found.options == wanted if hasattr(stage, "options") else found.options.items() <= wanted.items()
-    same = parents.items() <= found.parents.items() and options
-    return found if same and not found.facts.get("failures") else None
+    parents = [parent for parent in given if isinstance(parent, Artifact)]
+    options = json.loads(json.dumps(stage.options(*given, **chosen)))
+    return None if outdated(stage, artifact, model, parents, options) else artifact
+
+
+def forms(folder: Path) -> list[Artifact]:
+    """Every form of a model that a folder holds, checked, in the order of the chain."""
+    all_stages = [stages.get(name) for name in stages.names()]
+    order = [stage.KIND for stage in all_stages]
+    reports = {stage.FILE for stage in all_stages if stage.KIND not in runtimes.kinds()}  # can be made again
+    wanted = {path for path in manifest.recorded(folder) if path.name not in reports}
+    for stage in all_stages:  # so that a form without its record is refused, not passed over
+        if stage.KIND in runtimes.kinds():
+            wanted |= set(folder.glob(stage.FILE.format(model="*")))
+    there = [manifest.read(path) for path in sorted(wanted)]
+    found = [form for form in there if form.kind in runtimes.kinds()]
+    return sorted(found, key=lambda form: order.index(form.kind) if form.kind in order else len(order))
+
+
+def runnable(some: list[Artifact]) -> list[Artifact]:
+    """Those that this machine can run; says why it leaves out the others."""
+    reasons = [runtimes.unable(form) for form in some]
+    for reason in filter(None, reasons):
+        console.say(f"left out: {reason}")
+    return [form for form, reason in zip(some, reasons, strict=True) if not reason]

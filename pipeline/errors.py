@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 
 class PipelineError(Exception):
-    """A one-line message for stderr; `exit_code` is what the command ends with.
-
-    `artifact` is what was made nevertheless, such as the verification that tells which form failed.
-    """
+    """A one-line message for stderr; `exit_code` is what the command ends with."""
 
     exit_code = 1
-
-    def __init__(self, message: str, *, artifact: Any = None) -> None:
-        super().__init__(message)
-        self.artifact = artifact
 
 
 class UsageError(PipelineError):

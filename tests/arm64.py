@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import console, dataset
+from pipeline import console
+from pipeline.data import imagesets
 from pipeline.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -29,12 +30,12 @@ PLATFORMS = [
 ANSWERS = """
 import sys, numpy
 from pathlib import Path
-from pipeline import artifact, dataset
+from pipeline.records import manifest
 from pipeline.runtimes import onnxruntime
-images = dataset.test(Path(sys.argv[1])).images
+images = numpy.load(sys.argv[1])["images"]
 found = {}
 for name in sys.argv[4:]:
-    with onnxruntime.load(artifact.read(Path(sys.argv[2]) / name), threads=1) as session:
+    with onnxruntime.load(manifest.read(Path(sys.argv[2]) / name), threads=1) as session:
         found[name] = numpy.concatenate([session(images[start:start + 50]) for start in range(0, len(images), 50)])
         found[name + ":"] = session.arithmetic
 numpy.savez(sys.argv[3], **found)
@@ -49,7 +50,7 @@ def main() -> int:
         _emulate()
         if not (arguments.folder / "ready").exists():
             _unpack(arguments.folder, root)
-        test = dataset.test(arguments.data)
+        test = imagesets.load(arguments.data, "test", (1, 28, 28), tuple("0123456789"))
         images = {"images": test.images[: arguments.images], "labels": test.labels[: arguments.images]}
         _install(arguments.folder, root)
         found = _run_inside(root, release, images) | _compare(root, release)
@@ -69,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     folder = cache / "edge-pipeline/arm64"
     parser.add_argument("--folder", type=Path, default=folder, help=f"where the Debian goes, 700 MB; {folder}")
     parser.add_argument("--release", type=Path, default=ROOT / "artifacts", help="folder with the two .onnx files")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder with MNIST, or to fetch it into")
+    parser.add_argument("--data", default="mnist", help="image set with the images to compare; mnist")
     parser.add_argument("--images", type=int, default=1000, help="how many test images; 1000")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser.parse_args()

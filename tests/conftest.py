@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; libraries read it when they are loaded
+
+import contextlib
+import fcntl
+import io
+import logging
 import shutil
+import signal
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline import cuda, mnist
+from pipeline import stages
+from pipeline.cli.main import main
+from pipeline.data import imagesets, mnist, sources
+from pipeline.data.imagesets import ImageSet
 from pipeline.errors import UsageError
+from pipeline.measure import timing
+from pipeline.tensorrt import cuda
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "data"
-SMALL = ["--epochs", "1", "--batch-size", "128", "--gate", "0.9", "--quick", "--batch", "1", "--batch", "8"]
+DIGITS = tuple("0123456789")
+SMALL = ["--epochs", "2", "--batch-size", "32", "--gate", "0.8", "--quick", "--batch", "1"]
+FEW = 3000, 500  # training and test images of the small set
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked `gpu` are skipped where there is none, with CUDA's reason."""
+    """Skip tests marked `gpu` where there is none, with CUDA's reason."""
     if item.get_closest_marker("gpu"):
         try:
             cuda.gpu()
@@ -28,10 +46,48 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`pipeline ARGUMENTS` in a process of its own."""
+    """Run `pipeline ARGUMENTS` in this process, with what it prints and its exit code as those of a process."""
+    line, stdout, stderr = [str(each) for each in arguments], io.StringIO(), io.StringIO()
+    with _restored(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        os.environ.update(surroundings(**environment))
+        os.chdir(cwd)
+        with pytest.raises(SystemExit) as ended:
+            main(line)
+    return subprocess.CompletedProcess(line, ended.value.code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Leave what a command may change in its process as it was: folder, environment, warnings, logging, threads."""
+    environment, folder, level = dict(os.environ), Path.cwd(), logging.root.manager.disable
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        logging.disable(level)
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def process(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `pipeline ARGUMENTS` in a process of its own, where that is the point."""
     line = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **environment}
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(line, cwd=cwd, env=surroundings(**environment), capture_output=True, text=True, timeout=600)
+
+
+def surroundings(**environment: str) -> dict[str, str]:
+    """The environment of a child process that imports this checkout."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", **environment}
+
+
+def started(*arguments: object, cwd: Path = ROOT, **options: object) -> subprocess.Popen:
+    """Start `pipeline ARGUMENTS` to be interrupted: with SIGINT's default handler, even under `nohup`."""
+    line = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    options = {"env": surroundings(), "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(line, cwd=cwd, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options)
 
 
 def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
@@ -43,21 +99,60 @@ def one_line(result: subprocess.CompletedProcess[str], code: int) -> str:
     return errors[0]
 
 
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """The folder with the real MNIST files, fetched once."""
-    mnist.ensure(DATA)
-    return DATA
+def shared(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that is made once for all of pytest-xdist's workers. Tests don't write to it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    folder = base / name
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            part = base / f"{name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_tests_need_it() -> None:
+    """Named image sets are looked for in the checkout's data/, whatever folder a test is in; and short warm-ups."""
+    sources.ROOT = DATA
+    timing.WARM_UP = (0.02, 0.2)
 
 
 @pytest.fixture(scope="session")
-def chain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the whole chain was run for one epoch on real MNIST. Don't write to it: see `folder`."""
-    out = tmp_path_factory.mktemp("chain")
-    result = command("run", "--data", data, "--out", out, *SMALL)
-    assert result.returncode == 0, result.stderr[-3000:]
-    (out / "run.log").write_text(result.stderr + result.stdout)
-    return out
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """MNIST's test set, fetched once."""
+    shared(tmp_path_factory, "mnist", lambda _: mnist.find(DATA, "test") or mnist.fetch(DATA))
+    return imagesets.load("mnist", "test", (1, 28, 28), DIGITS)
+
+
+@pytest.fixture(scope="session")
+def few(digits: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An `.npz` with the first images of MNIST, enough for everything that doesn't claim an accuracy."""
+
+    def make(folder: Path) -> None:
+        train = imagesets.load("mnist", "train", (1, 28, 28), DIGITS)
+        arrays = {}
+        for part, images, n in (("train", train, FEW[0]), ("test", digits, FEW[1])):
+            arrays[f"{part}_images"], arrays[f"{part}_labels"] = images.images[:n, 0], images.labels[:n]
+        np.savez(folder / "few.npz", **arrays)
+
+    return shared(tmp_path_factory, "few", make) / "few.npz"
+
+
+@pytest.fixture(scope="session")
+def chain(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the whole chain was run on the small set. Tests don't write to it: see `folder`."""
+
+    def make(folder: Path) -> None:
+        result = command("run", "--data", few, "--out", folder, *SMALL)
+        assert result.returncode == 0, result.stderr[-3000:]
+        (folder / "run.log").write_text(result.stderr + result.stdout)
+
+    return shared(tmp_path_factory, "chain", make)
 
 
 @pytest.fixture
@@ -69,23 +164,23 @@ def folder(chain: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files as committed, whatever a `pipeline run` has put in their place in the meantime."""
-    folder = tmp_path_factory.mktemp("release")
-    archive = subprocess.run(["git", "archive", "HEAD", "artifacts"], cwd=ROOT, capture_output=True)
-    if archive.returncode == 0:
-        subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
-    else:  # sources without their history
-        shutil.copytree(ROOT / "artifacts", folder / "artifacts")
-    return folder / "artifacts"
+
+    def make(folder: Path) -> None:
+        archive = subprocess.run(["git", "archive", "HEAD", "artifacts"], cwd=ROOT, capture_output=True)
+        if archive.returncode == 0:
+            subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
+        else:  # sources without their history
+            shutil.copytree(ROOT / "artifacts", folder / "artifacts")
+
+    return shared(tmp_path_factory, "release", make) / "artifacts"
 
 
 @pytest.fixture(scope="session")
-def shipped(release: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `pipeline ship` makes of the committed files: the folder and its archive. Don't write to it."""
-    from pipeline.delivery import ship
+def shipped(release: Path, digits: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pipeline ship` makes of the committed files: the folder and its archive. Tests don't write to it."""
+    from pipeline.release import ship
 
-    out = tmp_path_factory.mktemp("shipped")
-    ship.run(release, out=out, data=data)
-    return out
+    return shared(tmp_path_factory, "shipped", lambda folder: ship.run(release, out=folder))
 
 
 def flip(path: Path, offset: int = -1) -> None:
@@ -93,3 +188,8 @@ def flip(path: Path, offset: int = -1) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
     path.write_bytes(content)
+
+
+def stage(name: str) -> object:
+    """A stage, imported, with the defaults of what it leaves out."""
+    return stages.get(name)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from pipeline import cuda
+from pipeline.tensorrt import cuda
 
 STUBS = "tensorrt-stubs==10.13.0.35.1"  # of the real TensorRT, alone: the bindings need NVIDIA's own index
-DEVICE_SIDE = ["tensorrt_builder", "tensorrt_library", "layer_types", "engine_fit", "runtimes/tensorrt"]
-FILES = [ROOT / f"pipeline/{name}.py" for name in DEVICE_SIDE]
+DEVICE_SIDE = ["builder", "bindings", "precision", "compatibility"]
+FILES = [*(ROOT / f"pipeline/tensorrt/{name}.py" for name in DEVICE_SIDE), ROOT / "pipeline/runtimes/tensorrt.py"]
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def test_tensorrt_has_what_its_objects_are_asked_for(stubs):
 
 
 def test_a_name_that_tensorrt_has_not_would_be_found(stubs, tmp_path):
-    text = (ROOT / "pipeline/tensorrt_builder.py").read_text()
+    text = (ROOT / "pipeline/tensorrt/builder.py").read_text()
     for there, absent in (
         ("config.add_optimization_profile", "config.add_profile"),
         ("parser.num_errors", "parser.errors"),

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, command, flip, one_line
+from conftest import ROOT, SMALL, command, flip, one_line, process
 
-from pipeline import artifact, dataset, lock, lookup, runtimes, stages
 from pipeline import chain as chains
+from pipeline import commands, stages
+from pipeline.records import disk, kinds, manifest
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -27,17 +26,17 @@ def run(folder: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str
     return command("run", "--data", data, "--out", folder, *SMALL, *more)
 
 
-def test_a_second_run_does_no_work_and_says_so(folder, data):
+def test_a_second_run_does_no_work_and_says_so(folder, few):
     times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = run(folder, data)
+    again = run(folder, few)
     assert again.returncode == 0 and "nothing to do" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == times
-    assert "passed: gate 90.00%" in again.stdout.splitlines()[-1]
+    assert "passed: gate 80.00%" in again.stdout.splitlines()[-1]
 
 
 def test_the_verification_is_printed_last(chain):
     log = (chain / "run.log").read_text()
-    assert log.rindex("p99.9") < log.rindex("McNemar") and log.rstrip().endswith("passed: gate 90.00%")
+    assert log.rindex("p99.9") < log.rindex("McNemar") and log.rstrip().endswith("passed: gate 80.00%")
 
 
 def made(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -45,80 +44,108 @@ def made(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line.split()[0] for line in result.stderr.splitlines() if " made: " in line]
 
 
-def test_only_what_an_option_touches_is_done_again_and_what_failed_is_not_skipped(folder, data):
-    again = run(folder, data, "--gate", "0.9999")
+def test_only_what_an_option_touches_is_done_again_and_what_failed_is_not_skipped(folder, few):
+    again = run(folder, few, "--gate", "0.9999")
     assert made(again) == ["verify"]
     assert "mnist_cnn.fp16.onnx" in one_line(again, 1) and "FAILED" in again.stdout
-    assert set(states(folder).values()) == {"fresh"}
-    for name, asked in (("verify", {"data": data, "gate": 0.9999}), ("export", {"opset": 20})):
-        stage = stages.get(name)
-        given = lookup.forms(folder) if name == "verify" else lookup.forms(folder)[1:2]
-        path = folder / stage.FILE.format(model="mnist_cnn")
-        assert chains._on_record(stage, path, given, asked) is None
-    assert chains._on_record(stage, path, given, {"opset": 18}) is not None
+    assert states(folder)["verify"] == "stale" and set(states(folder).values()) == {"fresh", "stale"}
+    assert "failed: " in command("status", folder).stdout
+    assert made(run(folder, few, "--gate", "0.9999")) == ["verify"], "what failed is not fresh"
+    assert made(run(folder, few, "--opset", "19")) == ["export", "fold", "half", "build", "verify", "bench"]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_what_comes_after_is_run(folder, chain, data):
+def test_the_same_seed_gives_the_same_bytes_and_what_comes_after_is_run(folder, chain, few):
     """As on a fresh clone: the checkpoint isn't shipped, but the verification of the same bytes is."""
     (folder / "mnist_cnn.safetensors").unlink()
-    again = run(folder, data)
-    assert again.returncode == 0 and made(again) == stages.names()
-    for name in ("mnist_cnn.safetensors", "mnist_cnn.folded.safetensors", "mnist_cnn.onnx", "mnist_cnn.fp16.onnx"):
-        assert artifact.digest(folder / name) == artifact.digest(chain / name)
-        assert (folder / f"{name}.json").read_bytes() == (chain / f"{name}.json").read_bytes()
+    again = run(folder, few)
+    assert again.returncode == 0 and made(again) == list(stages.names())
+    for name in ("mnist_cnn.safetensors", "mnist_cnn.unfolded.onnx", "mnist_cnn.onnx", "mnist_cnn.fp16.onnx"):
+        assert manifest.recall(folder / name).record() == manifest.recall(chain / name).record()
+        assert disk.digest(folder / name) == disk.digest(chain / name)
     for name in ("mnist_cnn.history.csv", "verification.json"):
-        assert artifact.digest(folder / name) == artifact.digest(chain / name)
+        assert disk.digest(folder / name) == disk.digest(chain / name)
+
+
+def recorded_as(folder: Path, name: str, **changes: object) -> None:
+    """Another record of an unaltered file, with a digest that fits."""
+    before = manifest.read(folder / name)
+    kept = {"parents": before.parents, "options": before.options, "versions": before.versions, "code": before.code}
+    content = None if before.kind in kinds.REPORTS else before.path.read_bytes()
+    manifest.write(before.path, content, facts=before.facts, **{**kept, **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"code": "0" * 64}, "made by other code"),
+        ({"versions": {"onnxruntime": "1.0", "onnxruntime-gpu": "1.0"}}, "made with onnxruntime"),
+        ({"parents": {"mnist_cnn.onnx": "0" * 64}}, "mnist_cnn.onnx is another one now"),
+    ],
+)
+def test_other_code_versions_and_parents_make_it_and_what_follows_stale(folder, few, change, why):
+    recorded_as(folder, "mnist_cnn.fp16.onnx", **change)
+    found = states(folder)
+    assert [found[name] for name in ("fold", "half", "verify", "bench")] == ["fresh", "stale", "stale", "stale"]
+    assert why in " ".join(command("status", folder).stdout.split())
+    if "code" in change:
+        assert made(run(folder, few)) == ["half", "build", "verify", "bench"]
+        assert set(states(folder).values()) == {"fresh"}
 
 
 def test_status_tells_fresh_stale_missing_and_altered(folder):
     assert set(states(folder).values()) == {"fresh"}
     (folder / "latency.json").unlink()
     assert states(folder)["bench"] == "missing"
-    (folder / "verification.json.json").unlink()
-    assert states(folder)["verify"] == "altered"
-    other = folder / "mnist_cnn.onnx"
-    parent = artifact.read(other)
-    artifact.write(other, other.read_bytes() + b"\0", kind="onnx", parents=parent.parents, facts=parent.facts)
-    assert states(folder)["export"] == "fresh" and states(folder)["half"] == "stale"
-    flip(folder / "mnist_cnn.folded.safetensors")
+    recorded_as(folder, "mnist_cnn.onnx", parents={"mnist_cnn.unfolded.onnx": "0" * 64})
+    assert states(folder)["fold"] == states(folder)["half"] == "stale" and states(folder)["export"] == "fresh"
+    flip(folder / "mnist_cnn.unfolded.onnx")
     found = states(folder)
-    assert found["fold"] == "altered" and found["export"] == "stale" and found["train"] == "fresh"
+    assert found["export"] == "altered" and found["fold"] == "stale" and found["train"] == "fresh"
     error = one_line(command("status", folder), 1)
-    assert "mnist_cnn.folded.safetensors" in error and "expected sha256" in error
+    assert "mnist_cnn.unfolded.onnx" in error and "expected sha256" in error
 
 
-def test_a_form_without_its_record_is_not_passed_over(folder, data):
-    (folder / "mnist_cnn.onnx.json").unlink()
-    assert "mnist_cnn.onnx.json is not beside it" in one_line(command("verify", folder, "--data", data), 2)
-    assert states(folder)["export"] == "altered" and states(folder)["half"] == "stale"
+def test_a_form_without_its_record_is_not_passed_over(folder, few):
+    records = json.loads((folder / manifest.FILE).read_text())
+    del records["mnist_cnn.onnx"]
+    (folder / manifest.FILE).write_bytes(manifest._serialised(records))
+    assert "mnist_cnn.onnx: has no record in" in one_line(command("verify", folder, "--data", few), 2)
+    assert states(folder)["fold"] == "altered" and states(folder)["half"] == "stale"
 
 
-def test_a_look_with_other_options_does_not_replace_the_proof(folder, data):
+def test_a_look_with_other_options_does_not_replace_the_proof(folder, digits):
     before = (folder / "verification.json").read_bytes()
-    np.savez(folder / "own.npz", images=dataset.test(data).images[:50], labels=dataset.test(data).labels[:50])
+    np.savez(folder / "own.npz", images=digits.images[600:650], labels=digits.labels[600:650])
     result = command("verify", folder, "--data", folder / "own.npz", "--gate", "0")
     assert result.returncode == 0 and "--out" in result.stderr
     assert (folder / "verification.json").read_bytes() == before
 
 
 def test_a_release_without_its_checkpoint_is_fresh(folder):
-    for name in ("mnist_cnn.safetensors", "mnist_cnn.folded.safetensors", "latency.json", "verification.json"):
+    for name in ("mnist_cnn.safetensors", "mnist_cnn.unfolded.onnx", "latency.json", "verification.json"):
         (folder / name).unlink()
-    assert [states(folder)[stage] for stage in ("train", "export", "half")] == ["missing", "fresh", "fresh"]
+    assert [states(folder)[stage] for stage in ("train", "fold", "half")] == ["missing", "fresh", "fresh"]
 
 
-def test_an_altered_file_can_be_made_again(folder, data):
-    flip(folder / "mnist_cnn.folded.safetensors")
-    flip(folder / "latency.json.json")
-    assert command("fold", "--out", folder, "--data", data).returncode == 0
-    assert states(folder)["fold"] == "fresh" and states(folder)["export"] == "fresh"
+def test_an_altered_file_can_be_made_again(folder, few):
+    flip(folder / "mnist_cnn.onnx")
+    assert command("fold", "--out", folder, "--data", few).returncode == 0
+    assert states(folder)["fold"] == "fresh" and states(folder)["half"] == "fresh"
 
 
-def test_an_altered_report_does_not_block_its_remaking(folder, data):
+def test_an_altered_report_does_not_block_its_remaking(folder):
     flip(folder / "latency.json")
     flip(folder / "verification.json")
     assert command("bench", folder, "--quick", "--batch", "1", "--out", folder).returncode == 0
     assert states(folder)["bench"] == "fresh" and states(folder)["verify"] == "altered"
+
+
+def test_an_altered_manifest_is_noticed_and_made_again(folder, few):
+    flip(folder / manifest.FILE, 500)
+    assert "altered" in one_line(command("status", folder), 1)
+    again = run(folder, few)
+    assert again.returncode == 0, again.stderr
+    assert set(states(folder).values()) == {"fresh"}
 
 
 def test_status_sees_an_altered_history(folder):
@@ -130,76 +157,65 @@ def test_status_of_no_folder_is_wrong_use(tmp_path):
     assert "no such folder" in one_line(command("status", tmp_path / "nothing"), 2)
 
 
-STAGE = '''"""Every form in, a list of their sizes out."""
+STAGE = '''"""List the sizes of every form."""
 from __future__ import annotations
-import json
 from typing import Annotated
-from pipeline import artifact
-from pipeline.artifact import Artifact
+from pipeline.records import kinds, manifest
+from pipeline.records.manifest import Artifact
 from pipeline.stages import OptionalOut
-ORDER = 55
-KIND, FILE = "sizes", "sizes.json"
+KIND, FILE = "picture", "sizes.txt"
 def run(*forms: Artifact, out: OptionalOut = None, unit: Annotated[str, "A unit."] = "bytes") -> Artifact:
     """List the sizes."""
-    text = json.dumps({form.name: form.bytes for form in forms}).encode()
-    return artifact.write(out / FILE if out else None, text, kind=KIND, parents=forms, options={"unit": unit})
+    text = "".join(f"{form.name} {form.bytes} {unit}\\n" for form in forms).encode()
+    path = out / FILE if out else None
+    return manifest.write(path, text, facts=kinds.Picture(), parents=forms, options={"unit": unit})
 '''
 RUNTIME = '''"""Answers zero to everything."""
 import numpy as np
-READS, PACKAGES = {"onnx": ("",)}, ()
-class Session:
+from pipeline.runtimes import session
+READS, PACKAGES, TIMED = {"folded": ("",)}, (), False
+class Session(session.Session):
     arithmetic = "none"
-    def __enter__(self): return self
-    def __exit__(self, *_): pass
     def __call__(self, images): return np.zeros((len(images), 10), np.float32)
 def load(artifact, *, mode="", threads=None): return Session()
 '''
 
 
-def test_a_stage_a_runtime_and_a_model_are_one_file_each(tmp_path, chain, data):
-    """Three files are added to a copy of the sources; nothing else is edited."""
-    for package in ("pipeline", "models"):
-        shutil.copytree(ROOT / package, tmp_path / package)
+@pytest.mark.exhaustive
+def test_a_stage_and_a_runtime_are_a_file_and_a_line_each(tmp_path, chain, few):
+    """Added to a copy of the sources, as docs/development has it; a model is a file alone."""
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline")
+    shutil.copytree(ROOT / "models", tmp_path / "models")
     (tmp_path / "pipeline/stages/sizes.py").write_text(STAGE)
     (tmp_path / "pipeline/runtimes/zero.py").write_text(RUNTIME)
-    model = (ROOT / "models/mnist_cnn.py").read_text()
-    (tmp_path / "models/other.py").write_text(model.replace("epochs: int = 15", "epochs: int = 1"))
+    for name, old, new in (
+        ("stages/__init__.py", '"verify", "bench")', '"sizes", "verify", "bench")'),
+        ("runtimes/__init__.py", "pytorch, tensorrt", "pytorch, tensorrt, zero"),
+        ("commands.py", '        Command("verify",', '        Command("sizes", "pipeline.stages.sizes", "Sizes."),\n'
+         '        Command("verify",'),
+    ):  # fmt: skip
+        text = (tmp_path / "pipeline" / name).read_text()
+        assert old in text, name
+        (tmp_path / "pipeline" / name).write_text(text.replace(old, new))
+    shutil.copy(tmp_path / "models/mnist_cnn.py", tmp_path / "models/other.py")
 
     def pipeline(*words: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "pipeline", *map(str, words)]
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return process(*words, cwd=tmp_path, PYTHONPATH=str(tmp_path))
 
-    assert "A unit." in pipeline("sizes", "-h").stdout and "a list of their sizes out" in pipeline("-h").stdout
-    assert "--unit" in pipeline("run", "-h").stdout
-    assert "other" in pipeline("models").stdout and "9,596" in pipeline("show", "other").stdout
-    result = pipeline("verify", chain / "mnist_cnn.onnx", "--data", data)
-    assert "zero: none" in one_line(result, 1)
+    assert "A unit." in pipeline("sizes", "-h").stdout and "--unit" in pipeline("run", "-h").stdout
+    assert "other" in pipeline("models").stdout
+    assert "zero: none" in one_line(pipeline("verify", chain / "mnist_cnn.onnx", "--data", few), 1)
     assert pipeline("sizes", chain / "mnist_cnn.onnx", "--out", tmp_path).returncode == 0
-    assert json.loads((tmp_path / "sizes.json").read_text()) == {
-        "mnist_cnn.onnx": (chain / "mnist_cnn.onnx").stat().st_size
-    }
+    assert (tmp_path / "sizes.txt").read_text().startswith("mnist_cnn.onnx ")
     assert "sizes" in {link["stage"] for link in json.loads(pipeline("status", chain, "--json").stdout)}
-    train = pipeline("train", "other", "--limit", "500", "--data", data, "--out", tmp_path / "new")
+    train = pipeline("train", "other", "--limit", "500", "--epochs", "1", "--data", few, "--out", tmp_path / "new")
     assert train.returncode == 0 and (tmp_path / "new/other.safetensors").is_file(), train.stderr
 
 
 def test_the_chain_is_ordered_by_its_stages():
-    assert stages.names() == ["train", "fold", "export", "half", "build", "verify", "bench"]
-    for name in stages.names():
-        stage = stages.get(name)
-        assert {"run", "KIND", "FILE", "ORDER"} <= vars(stage).keys()
-        assert stages.summary(name) == stage.__doc__.splitlines()[0]
-    assert chains.inputs(stages.get("half")) == ["onnx"] and chains.inputs(stages.get("verify")) == ["*"]
-
-
-@pytest.mark.parametrize("name", runtimes.names())
-def test_every_runtime_offers_the_same_verbs(name):
-    runtime = runtimes.get(name)
-    assert {"READS", "PACKAGES"} <= vars(runtime).keys()
-    if runtime.READS:  # one that runs nothing yet only builds
-        assert {"load", "Session"} <= vars(runtime).keys()
-        assert {"__enter__", "__exit__", "__call__"} <= vars(runtime.Session).keys()
+    assert stages.names() == ("train", "export", "fold", "half", "build", "verify", "bench")
+    assert chains.inputs(stages.get("half")) == ["folded"] and chains.inputs(stages.get("verify")) == ["*"]
+    assert set(stages.names()) < set(commands.COMMANDS)
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path, capsys):
@@ -207,10 +223,10 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path, capsys):
     folder, order = tmp_path / "new" / "artifacts", []
 
     def second() -> None:
-        with lock.held(folder):
+        with disk.held(folder):
             order.append("second")
 
-    with lock.held(folder):
+    with disk.held(folder):
         other = threading.Thread(target=second)
         other.start()
         while "waiting until it is done" not in capsys.readouterr().err:
@@ -218,3 +234,13 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path, capsys):
         order.append("first")
     other.join(timeout=10)
     assert order == ["first", "second"] and not list(tmp_path.iterdir())
+
+
+def test_other_training_images_make_the_checkpoint_stale(folder, few, tmp_path):
+    with np.load(few) as file:
+        arrays = {**file, "train_labels": np.roll(file["train_labels"], 1)}
+    np.savez(tmp_path / "other.npz", **arrays)
+    train, path = stages.get("train"), folder / "mnist_cnn.safetensors"
+    for data, fresh in ((few, True), (tmp_path / "other.npz", False)):
+        chosen = {**stages.options(train), "data": str(data), "epochs": 2, "batch_size": 32}
+        assert bool(chains._on_record(train, path, "mnist_cnn", ["mnist_cnn"], chosen)) is fresh

@@ -7,14 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from conftest import command, one_line
 from test_ship import NAME, rewrite
 
-from pipeline import artifact
-from pipeline.delivery import ship, verify_release
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.release import contents, files, pages
+from pipeline.records import manifest
+from pipeline.release import contents, files, ship, verify_release
+from pipeline.release.report import pages
 from pipeline.stages import train
 
 
@@ -39,13 +40,13 @@ def resummed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"version": "9.9: chain whole; verified\nsignature: holds\n\x1b[8m"}, "version isn't as in one"),
-        ({"model": "\ud800"}, "model isn't as in one"),
+        ({"version": "9.9: chain whole; verified\nsignature: holds\n\x1b[8m"}, r"release\.json: is not what .*version"),
+        ({"model": "\ud800"}, r"release\.json: is not what "),
         ({"model": "resnet"}, "says model resnet: expected mnist_cnn, as on record"),
         ({"version": "2.0.0"}, r"says version 2\.0\.0: expected 1\.0\.0"),
-        ({"against": ["too low \u202e"], "verified": False}, "against isn't as in one"),
-        ({"against": ["too low"]}, "it is verified or something stands against it"),
-        ({"format": "wheel"}, "format isn't as in one"),
+        ({"against": ["too low \u202e"], "verified": False}, r"release\.json: is not what "),
+        ({"against": ["too low"]}, "expected it to be verified, or a reason against it"),
+        ({"format": "wheel"}, r"release\.json: is not what .*format"),
     ],
 )
 def test_a_release_is_what_its_records_say(copy, changes, expected):
@@ -67,9 +68,9 @@ def test_a_release_without_its_digests_is_still_checked(copy, left):
 
 def test_a_history_of_another_training_stands_against_it(release, tmp_path):
     folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
-    made = artifact.read(folder / train.HISTORY.format(model="mnist_cnn"))
+    made = manifest.read(folder / train.HISTORY.format(model="mnist_cnn"))
     parents = {"mnist_cnn.safetensors": "0" * 64}
-    artifact.write(made.path, artifact.content(made), kind=made.kind, parents=parents, options=made.options)
+    manifest.write(made.path, manifest.content(made), facts=made.facts, parents=parents, options=made.options)
     assert "mnist_cnn.history.csv: made from another mnist_cnn.safetensors" in contents.gather(folder).against[0]
 
 
@@ -89,12 +90,12 @@ CURVES = "epoch,lr,train_accuracy,test_accuracy,train_loss,test_loss\n"
         CURVES + "9" * 30_000 + "x,",
     ],
 )
-def test_curves_that_are_none_are_one_line(release, data, tmp_path, text):
+def test_curves_that_are_none_are_one_line(release, tmp_path, text):
     folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
-    made = artifact.read(folder / train.HISTORY.format(model="mnist_cnn"))
-    artifact.write(made.path, text.encode(), kind=made.kind, parents=made.parents, options=made.options)
+    made = manifest.read(folder / train.HISTORY.format(model="mnist_cnn"))
+    manifest.write(made.path, text.encode(), facts=made.facts, parents=made.parents, options=made.options)
     with pytest.raises(CheckFailed, match=r"history\.csv: expected epoch, lr, .* of every epoch") as refused:
-        ship.run(folder, out=tmp_path / "out", data=data)
+        ship.run(folder, out=tmp_path / "out", data=None)
     assert len(str(refused.value)) < 1000 and not list(tmp_path.glob("out/*"))
 
 
@@ -102,20 +103,20 @@ def test_a_latency_of_other_sizes_or_a_quick_one_says_so(release, tmp_path):
     folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
     found = contents.gather(folder)
     assert "Latency of one image on" in pages.card(found, [], {"mnist_cnn.onnx": "0"}).decode()
-    rows = [row for row in found.latency.facts["rows"] if row["batch"] == 64]
+    rows = [row for row in found.latency.facts.rows if row.batch == 64]
     rewrite(folder / "latency.json", rows=rows)
-    made = artifact.read(folder / "latency.json")
-    kept = {name: getattr(made, name) for name in ("kind", "parents", "versions", "facts")}
-    artifact.write(made.path, artifact.content(made), options={**made.options, "quick": True}, **kept)
+    made = manifest.read(folder / "latency.json")
+    kept = {name: getattr(made, name) for name in ("parents", "versions", "facts")}
+    manifest.write(made.path, None, options={**made.options, "quick": True}, **kept)
     card = pages.card(contents.gather(folder), [], {"mnist_cnn.onnx": "0"}).decode()
     assert "Latency of 64 images at once on" in card and "median (a quick look): " in card
 
 
 def test_forms_of_two_models_are_no_release(release, tmp_path):
     folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
-    made = artifact.read(folder / "mnist_cnn.fp16.onnx")
-    facts = made.facts | {"model": made.facts["model"] | {"name": "other"}}
-    artifact.write(made.path, artifact.content(made), kind=made.kind, parents=made.parents, facts=facts)
+    made = manifest.read(folder / "mnist_cnn.fp16.onnx")
+    facts = msgspec.structs.replace(made.facts, model=msgspec.structs.replace(made.facts.model, name="other"))
+    manifest.write(made.path, manifest.content(made), parents=made.parents, facts=facts)
     with pytest.raises(UsageError, match="all of one model"):
         contents.gather(folder)
 

@@ -5,18 +5,17 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import browser
 import numpy as np
 import pytest
-from conftest import ROOT, command, one_line
+from conftest import command, one_line, started
 from playwright.sync_api import expect
 
-from pipeline import dataset, load
-from pipeline.delivery import demo
+from pipeline import load
+from pipeline.apps import demo
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,9 @@ def draw(page, digit: str) -> None:
         page.mouse.up()
 
 
-@pytest.mark.parametrize("view", ["light", "dark", "phone"])
+@pytest.mark.parametrize(
+    "view", ["light", *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("dark", "phone"))]
+)
 def test_one_draws_digits_and_reads_the_answers(served, view):
     with browser.opened(view) as opened:
         page, url = opened.page, f"http://127.0.0.1:{served}/"
@@ -92,8 +93,8 @@ def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) ->
     return reply.status, reply.read(), dict(reply.getheaders())
 
 
-def test_it_answers_as_predict_does(served, data, release):
-    digit = dataset.test(data).images[0, 0]
+def test_it_answers_as_predict_does(served, digits, release):
+    digit = digits.images[0, 0]
     drawing = np.pad(np.kron(digit, np.ones((8, 8), np.uint8)), 28)
     status, body, _ = ask(served, "POST", "/predict", drawing.tobytes())
     said = json.loads(body)
@@ -115,8 +116,8 @@ def test_what_is_not_its_own_is_refused(served):
 
 
 def test_the_command_serves_this_machine_alone_and_ends_with_ctrl_c(release):
-    line = [sys.executable, "-m", "pipeline", "demo", "--model", str(release / "mnist_cnn.onnx"), "--port", "0"]
-    running = subprocess.Popen([*line], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = ["demo", "--model", release / "mnist_cnn.onnx", "--port", "0"]
+    running = started(*line, stdout=subprocess.PIPE, text=True)
     try:
         said = running.stdout.readline()
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", said)[1])

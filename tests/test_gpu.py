@@ -8,11 +8,13 @@ import shutil
 import numpy as np
 import pytest
 from conftest import command, one_line
+from msgspec.structs import replace
 
-from pipeline import artifact, cuda, dataset
-from pipeline import tensorrt_library as library
 from pipeline.errors import CheckFailed
+from pipeline.records import manifest
 from pipeline.runtimes import onnxruntime, tensorrt
+from pipeline.tensorrt import bindings as library
+from pipeline.tensorrt import cuda
 
 pytestmark = pytest.mark.gpu
 
@@ -33,12 +35,12 @@ def built(chain, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mode", tensorrt.READS["engine"])
-def test_engines_answer_as_their_files_do(built, chain, data, mode):
-    images = dataset.test(data).images[:1000]
+def test_engines_answer_as_their_files_do(built, chain, digits, mode):
+    images = digits.images[:1000]
     for engine, file in (("mnist_cnn.engine", "mnist_cnn.fp16.onnx"), ("mnist_cnn.fp32.engine", "mnist_cnn.onnx")):
-        with onnxruntime.load(artifact.read(chain / file)) as session:
+        with onnxruntime.load(manifest.read(chain / file)) as session:
             expected = session(images)
-        with tensorrt.load(artifact.read(built / engine), mode=mode) as session:
+        with tensorrt.load(manifest.read(built / engine), mode=mode) as session:
             found = session(images)
             assert np.array_equal(session(images[:7]).argmax(1), found[:7].argmax(1))
         assert np.abs(found - expected).max() < (0.1 if "fp32" not in engine else 0.02)
@@ -46,8 +48,8 @@ def test_engines_answer_as_their_files_do(built, chain, data, mode):
 
 
 def test_an_engine_is_asked_what_it_computes_in(built):
-    facts = artifact.read(built / "mnist_cnn.engine").facts
-    assert facts["inspected"] and facts["gpu"] == cuda.gpu().facts()
+    facts = manifest.read(built / "mnist_cnn.engine").facts
+    assert facts.inspected and facts.gpu == cuda.gpu().facts()
 
 
 def test_host_latency_is_more_than_the_gpus(built):
@@ -58,27 +60,27 @@ def test_host_latency_is_more_than_the_gpus(built):
 
 
 def test_another_gpus_engine_is_refused(built, tmp_path):
-    made = artifact.read(built / "mnist_cnn.engine")
+    made = manifest.read(built / "mnist_cnn.engine")
     shutil.copy(made.path, tmp_path)
-    facts = made.facts | {"gpu": {**made.facts["gpu"], "name": "Another"}}
+    facts = replace(made.facts, gpu=replace(made.facts.gpu, name="Another"))
     options = made.options | {"targets": ["sm1"] if made.options["targets"] else []}
-    artifact.write(tmp_path / made.name, made.path.read_bytes(), kind="engine", options=options, facts=facts)
+    manifest.write(tmp_path / made.name, made.path.read_bytes(), options=options, facts=facts)
     assert "built for" in one_line(command("verify", tmp_path / made.name), 1)
 
 
 def test_an_engine_that_isnt_one_is_one_line(built, tmp_path):
-    made = artifact.read(built / "mnist_cnn.engine")
-    artifact.write(tmp_path / made.name, b"no engine" * 99, kind="engine", options=made.options, facts=made.facts)
+    made = manifest.read(built / "mnist_cnn.engine")
+    manifest.write(tmp_path / made.name, b"no engine" * 99, options=made.options, facts=made.facts)
     with pytest.raises(CheckFailed, match="can't be loaded"):
-        tensorrt.load(artifact.read(tmp_path / made.name))
+        tensorrt.load(manifest.read(tmp_path / made.name))
 
 
 @pytest.mark.parametrize("name", ["mnist_cnn.onnx", "mnist_cnn.fp16.onnx"])
-def test_onnx_runtimes_cuda_provider_answers_the_same(chain, data, name):
+def test_onnx_runtimes_cuda_provider_answers_the_same(chain, digits, name):
     there = pytest.importorskip("onnxruntime").get_available_providers()
     if "CUDAExecutionProvider" not in there:
         pytest.skip(f"this ONNX Runtime has no CUDA provider, only {', '.join(there)}")
-    images, form = dataset.test(data).images[:500], artifact.read(chain / name)
+    images, form = digits.images[:500], manifest.read(chain / name)
     with onnxruntime.load(form) as session:
         expected = session(images)
     with onnxruntime.load(form, mode="cuda") as session:

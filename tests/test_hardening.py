@@ -1,17 +1,47 @@
-"""The short form of `python -m tests.hardening`: 1,000 inputs, some kills, every kind of tampering."""
+"""`python -m tests.hardening`: its short form, and in the quick tests a very short one."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from conftest import ROOT
+import pytest
+from conftest import ROOT, surroundings
+
+from tests.hardening import Place, fuzz, tamper, targets
+
+QUICK = ("idx", "npz", "record", "onnx", "report", "archive", "picture", "options")
 
 
-def test_nothing_is_lost_and_nothing_silently_wrong(chain, data):
-    line = [sys.executable, "-m", "tests.hardening", "--chain", str(chain), "--data", str(data)]
-    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def place(chain, shipped, tmp_path_factory) -> Place:
+    release = Path(shutil.copytree(shipped / "mnist_cnn-1.0.0", tmp_path_factory.mktemp("place") / "mnist_cnn-1.0.0"))
+    return Place(chain, release, str(ROOT / "data"))
+
+
+@pytest.mark.parametrize("target", QUICK)
+def test_a_few_damaged_inputs_of_each_kind_end_in_one_clear_error(place, target):
+    row = fuzz._target(target, 8, place)
+    assert row.tried == 8 and not row.failures
+
+
+def test_changed_bytes_of_every_artifact_and_record_are_noticed(place):
+    row = tamper._records(place, 4)
+    assert row.tried >= 40 and not row.failures
+
+
+def test_every_kind_that_is_fuzzed_has_a_share():
+    assert targets.SHARES.keys() == targets.ACTS.keys()
+
+
+@pytest.mark.exhaustive
+def test_nothing_is_lost_and_nothing_silently_wrong():
+    """1,000 inputs, some kills, every kind of tampering, a third of the mutants."""
+    line = [sys.executable, "-m", "tests.hardening", "--data", str(ROOT / "data")]
+    ran = subprocess.run(line, cwd=ROOT, env=surroundings(), capture_output=True, text=True)
     print(ran.stdout)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-1000:]
     rows = re.findall(r"^ +(?:[a-z ]+?)  +(.+?) +([\d,]+) +([\d,]+) +(\d+) *$", ran.stdout, re.MULTILINE)

@@ -6,22 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import dataset, images, pictures
+from pipeline.data import images, pictures
 from pipeline.errors import UsageError
-from pipeline.model import load
+from pipeline.runtimes.classifier import load
+from pipeline.training import models
 
-CLASSES = [str(digit) for digit in range(10)]
-
-
-@pytest.fixture(scope="module")
-def digits(data) -> dataset.Split:
-    return dataset.test(data)
+CARD = models.get("mnist_cnn").card("mnist_cnn")
 
 
-def test_mnists_own_images_stay_as_they_are(data):
-    for split in (dataset.test(data), dataset.train(data)):
-        for image in split.images[:, 0]:
-            assert images.prepare(image) is image
+def test_mnists_own_images_stay_as_they_are(digits):
+    for image in digits.images[:, 0]:
+        assert images.prepare(image) is image
 
 
 @pytest.mark.parametrize(
@@ -95,7 +90,7 @@ def save(path: Path, image: np.ndarray, mode: str) -> Path:
 def test_any_kind_of_file_is_the_same_digit(digits, release, tmp_path, mode):
     large = np.pad(np.kron(digits.images[0, 0], np.ones((5, 5), np.uint8)), 20)
     path = save(tmp_path / ("7.jpg" if mode in ("CMYK", "turned") else "7.png"), large, mode)
-    (found,) = pictures.find((path,), CLASSES, False, [])
+    (found,) = pictures.find((path,), CARD, False, [])
     assert load(release / "mnist_cnn.onnx").predict(found.pixels) == ["7"]
 
 
@@ -116,7 +111,7 @@ def test_what_is_no_picture_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     for path, expected in ((tmp_path / "empty", "has no picture"), (tmp_path / "none", "no such file")):
         with pytest.raises(UsageError, match=expected):
-            list(pictures.find((path,), CLASSES, False, []))
+            list(pictures.find((path,), CARD, False, []))
 
 
 def test_light_from_a_side_is_no_ink(digits, release):
@@ -133,7 +128,7 @@ def test_no_digit_and_several_are_remarked(digits, tmp_path):
     one = np.pad(np.kron(digits.images[0, 0], np.ones((5, 5), np.uint8)), 20)
     for name, image in (("none", np.zeros_like(one)), ("one", one), ("two", np.hstack([one, one]))):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
-    found = pictures.find((tmp_path,), CLASSES, False, [])
+    found = pictures.find((tmp_path,), CARD, False, [])
     assert [picture.remark for picture in found] == [pictures.NONE, None, pictures.SEVERAL]
 
 
@@ -142,5 +137,5 @@ def test_each_picture_is_taken_once_hidden_ones_not_and_damaged_ones_are_told(tm
         Image.new("L", (30, 30)).save(tmp_path / name)
     (tmp_path / "c.png").write_text("meow")
     bad = []
-    found = list(pictures.find((tmp_path, tmp_path / "a.png"), CLASSES, False, bad))
+    found = list(pictures.find((tmp_path, tmp_path / "a.png"), CARD, False, bad))
     assert [Path(picture.name).name for picture in found] == ["a.png"] and "c.png: expected a picture" in bad[0]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import jetson
+from pipeline.machine import jetson
+from pipeline.records import kinds
 
 NVPMODEL = "NV Power Mode: {}\n0\n"
 
@@ -38,7 +39,7 @@ def board(tmp_path, monkeypatch):
 
 
 def test_a_board_tells_its_state(board):
-    assert jetson.state() == {
+    assert kinds.plain(jetson.state()) == {
         "model": "NVIDIA Jetson Orin Nano Developer Kit",
         "release": "R36 (release), REVISION: 4.4",
         "jetpack": "6.2.1+b38",
@@ -77,7 +78,7 @@ def test_what_cannot_be_read_is_none(tmp_path, monkeypatch):
     model.parent.mkdir(parents=True)
     model.write_text("NVIDIA Jetson AGX Thor\0")
     found = jetson.state()
-    assert found["model"] == "NVIDIA Jetson AGX Thor" and found["gpu_mhz"] is None and found["temperatures"] == {}
+    assert found.model == "NVIDIA Jetson AGX Thor" and found.gpu_mhz is None and found.temperatures == {}
     assert jetson.warnings([found]) == []
 
 

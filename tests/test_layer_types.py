@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline import layer_types
 from pipeline.errors import CheckFailed
+from pipeline.tensorrt import precision as layer_types
 
 
 def report(*layers: dict) -> str:

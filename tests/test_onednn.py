@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from models import mnist_cnn
-from pipeline import onednn
+from pipeline.training import models, onednn
+
+MODEL = models.get("mnist_cnn")
 
 pytestmark = pytest.mark.skipif(
-    not onednn.usable(mnist_cnn.network(), torch.float32), reason="this processor has no oneDNN path"
+    not onednn.usable(MODEL.build(), torch.float32), reason="this processor has no oneDNN path"
 )
 
 
 def both(kind: torch.dtype, smoothing: float = 0.0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What two steps leave, by autograd and `torch.optim.SGD`, and by `onednn.Step`."""
     torch.manual_seed(0)
-    plain = mnist_cnn.network()
+    plain = MODEL.build()
     for layer in plain:
         if isinstance(layer, nn.BatchNorm2d):  # statistics as of a network that has learnt
             nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -54,7 +55,7 @@ def test_it_does_what_autograd_and_sgd_do(smoothing):
         )
 
 
-@pytest.mark.skipif(not onednn.usable(mnist_cnn.network(), torch.bfloat16), reason="no bfloat16 on this processor")
+@pytest.mark.skipif(not onednn.usable(MODEL.build(), torch.bfloat16), reason="no bfloat16 on this processor")
 def test_bfloat16_is_as_far_off_as_bfloat16_is():
     plain, fast = both(torch.bfloat16)
     assert 0 < (fast["logits"] - plain["logits"]).abs().max() < 0.2
@@ -64,7 +65,7 @@ def test_bfloat16_is_as_far_off_as_bfloat16_is():
 
 
 def test_the_padding_stays_zero():
-    network = mnist_cnn.network()
+    network = MODEL.build()
     step = onednn.Step(network, torch.float32, 0.9, 0.0)
     for _ in range(3):
         step(torch.randn(20, 1, 28, 28), torch.randint(10, (20,)), 0.04)
@@ -75,7 +76,7 @@ def test_the_padding_stays_zero():
 
 def test_a_network_it_cannot_do_is_left_to_pytorch():
     others = [
-        mnist_cnn.network(dropout=0.1),
+        MODEL.build(dropout=0.1),
         nn.Sequential(nn.Conv2d(1, 2, 3)),
         nn.Sequential(nn.Conv2d(1, 2, 3, padding="same", bias=False)),
         nn.Sequential(nn.Conv2d(2, 2, 3, bias=False, groups=2)),
@@ -83,5 +84,6 @@ def test_a_network_it_cannot_do_is_left_to_pytorch():
         nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU()),
         nn.Sequential(nn.BatchNorm2d(2)),
         nn.Sequential(nn.Linear(2, 2)),
+        nn.Conv2d(1, 2, 3, bias=False),
     ]
     assert not any(onednn.usable(network, torch.float32) for network in others)

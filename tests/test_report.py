@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from test_ship import NAME
 
-from pipeline import artifact, dataset
-from pipeline.model import load
-from pipeline.release import charts, measures
+from pipeline.records import manifest
+from pipeline.release.report import charts, measures
+from pipeline.runtimes.classifier import load
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +63,17 @@ def test_what_it_shows_is_what_was_measured(report, release):
     from html import unescape
 
     text = report.read_text()
-    recorded = artifact.read(release / "verification.json").facts
-    (row,) = (row for row in recorded["rows"] if row["form"] == "mnist_cnn.onnx")
-    shown = re.findall(r'alt="test image (\d+), a (\d)"', text)
-    assert {index for index, _ in shown} == row["wrong"].keys()
-    said = dict(re.findall(r'alt="test image (\d+), .*?<div>float32: (\d)', text, re.DOTALL))
-    assert {index: int(answer) for index, answer in said.items()} == row["wrong"]
-    for each in (*artifact.read(release / "mnist_cnn.onnx").parents.values(), recorded["data"]["name"]):
+    recorded = manifest.read(release / "verification.json").facts
+    (row,) = (row for row in recorded.rows if row.form == "mnist_cnn.onnx")
+    shown = re.findall(r'alt="test image (\d+): (\d)"', text)
+    assert {index for index, _ in shown} == row.wrong.keys()
+    said = dict(re.findall(r'alt="test image (\d+): .*?<div>float32: (\d)', text, re.DOTALL))
+    assert {index: int(answer) for index, answer in said.items()} == row.wrong
+    for each in (*manifest.read(release / "mnist_cnn.onnx").parents.values(), recorded.data.name):
         assert each in unescape(text)
     cells = [int(count) for count in re.findall(r'<td class="(?:right|wrong)">(\d+)<', text)]
     assert sum(cells) == 10_000
-    assert sum(int(count) for count in re.findall(r'<td class="right">(\d+)<', text)) == row["correct"]
+    assert sum(int(count) for count in re.findall(r'<td class="right">(\d+)<', text)) == row.correct
     assert not re.search(r'(?:src|href)="(?!data:|#)', text) and "url(http" not in text and "<script" not in text
 
 
@@ -91,11 +91,11 @@ def test_the_calibration_error_is_guos():
     assert [(each["n"], each["right"]) for each in found["bins"]] == [(1, 0), (1, 1)]
 
 
-def test_probabilities_are_the_files_own(report, release, data):
+def test_probabilities_are_the_files_own(report, release, digits):
     with load(release / "mnist_cnn.onnx", threads=1) as model:
-        image = dataset.test(data).images[321]
+        image = digits.images[321]
         first, second = np.sort(model.probabilities(image)[0])[::-1][:2]
-    (block,) = re.findall(r'alt="test image 321, .*?</figure>', report.read_text(), re.DOTALL)
+    (block,) = re.findall(r'alt="test image 321: .*?</figure>', report.read_text(), re.DOTALL)
     assert f"{100 * first:.1f} %" in block and f"{100 * second:.1f} %" in block
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command
 
-from pipeline import artifact, delivery, device, experiments, stages
+from pipeline import commands
+from pipeline.records import kinds, manifest
 
 README = (ROOT / "README.md").read_text()
 
@@ -35,39 +36,19 @@ def test_ruff_finds_nothing():
         assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipeline").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_data_goes_one_way(path):
-    names = imports(path)
-    room = path.parent.name
-    others = {f"pipeline.stages.{name}" for name in stages.names()} - {f"pipeline.stages.{path.stem}"}
-    if path.stem not in ("cli", "__main__"):
-        assert "pipeline.cli" not in names
-    if room != "device" and path.stem != "cli":
-        assert not {n for n in names if n.startswith("pipeline.device")}
-    if room != "delivery" and path.stem not in ("cli", "doctor"):
-        assert not {n for n in names if n.startswith("pipeline.delivery")}
-    if room not in ("delivery", "release", "device"):
-        assert not {n for n in names if n.startswith("pipeline.release")}
-    if room == "stages":
-        assert not names & others, "a stage knows no other stage"
-        assert not names & {"pipeline.chain", "pipeline.command"}
-    if room not in ("device", "experiments", "pipeline") or path.stem in (
-        "training",
-        "recipe",
-        "onednn",
-        "snapshot",
-        "heatmap",
-    ):
-        assert not {n for n in names if n.startswith(("pipeline.experiments", "pipeline.trials"))}
-    if room == "runtimes":
-        assert not {n for n in names if n.startswith("pipeline.stages")} and "pipeline.chain" not in names
-    if path.stem in ("artifact", "errors", "schema"):
-        outside = {n.split(".")[0] for n in names} - {"pipeline", "__future__"} - set(sys.stdlib_module_names)
-        assert not outside, "standard library only"
-    if room == "runtimes":
-        assert not {n for n in names if n.split(".")[0] == "models"}
-    if path.stem not in ("pytorch", "train", "training", "onednn", "recipe", "snapshot", "fold", "export"):
-        assert not {n for n in names if n.split(".")[0] in ("torch", "torchvision")}
+def test_imports_go_down_only():
+    """The contracts stand in pyproject.toml: layers, and who may import torch."""
+    line = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def test_a_wheel_has_every_package():
+    listed = re.search(r"^packages = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)[1]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "pipeline").rglob("*.py")}
+    assert sorted(re.findall(r'"([\w.]+)"', listed)) == sorted(
+        {".".join(folder.parts) for folder in folders} | {"pipeline.models"}
+    )
 
 
 def readme_commands() -> list[str]:
@@ -88,8 +69,7 @@ def test_every_command_in_the_readme_is_one_that_there_is(line):
 
 
 def test_the_readme_shows_every_stage():
-    rooms = (stages, delivery, experiments, device)
-    for name in [*(name.replace("_", "-") for room in rooms for name in room.names()), "run", "status"]:
+    for name in [*commands.COMMANDS, "run", "status"]:
         assert f"pipeline {name}" in README
 
 
@@ -100,14 +80,14 @@ def test_the_readmes_second_command_is_what_ci_runs():
 
 
 def test_the_readmes_figures_are_the_releases(release):
-    margins = artifact.read(release / "mnist_cnn.fp16.onnx").facts["margins"]
-    assert f"the largest stays {margins['overflow_margin']:.0f} times under overflow" in " ".join(README.split())
-    assert f"{margins['activations'] / 1e9:.1f} billion activations" in " ".join(README.split())
+    margins = manifest.read(release / "mnist_cnn.fp16.onnx").facts.margins
+    assert f"the largest stays {margins.overflow_margin:.0f} times under overflow" in " ".join(README.split())
+    assert f"{margins.activations / 1e9:.1f} billion activations" in " ".join(README.split())
 
 
 @pytest.mark.parametrize("recipe", ["default", "best"])
 def test_the_readmes_studies_are_the_committed_ones(release, recipe):
-    facts = artifact.read(release / f"study-{recipe}.json").facts
+    facts = kinds.plain(manifest.read(release / f"study-{recipe}.json").facts)
     over = sum(accuracy >= 99.4 for accuracy in facts["accuracies"])
     cells = [
         f"`{recipe}`",
@@ -119,11 +99,12 @@ def test_the_readmes_studies_are_the_committed_ones(release, recipe):
 
 
 def test_the_readmes_table_is_the_releases_verification(release):
-    verification = artifact.read(release / "verification.json")
-    latency = {row["form"]: row for row in artifact.read(release / "latency.json").facts["rows"] if row["batch"] == 1}
-    for row in verification.facts["rows"]:
-        cells = [f"`{row['form']}`", f"{row['bytes'] / 1000:.1f} KB", f"{row['runtime']}: {row['arithmetic']}"]
-        cells += [f"{row['accuracy']:.2%}", f"{row['interval'][0]:.2%} – {row['interval'][1]:.2%}", str(row["differ"])]
-        timed = row["runtime"] == latency[row["form"]]["runtime"]
-        cells.append(f"{latency[row['form']]['microseconds']['p50']:.0f} µs" if timed else "–")
+    timed = {
+        (row.form, row.runtime): row for row in manifest.read(release / "latency.json").facts.rows if row.batch == 1
+    }
+    for row in manifest.read(release / "verification.json").facts.rows:
+        cells = [f"`{row.form}`", f"{row.bytes / 1000:.1f} KB", f"{row.runtime}: {row.arithmetic}"]
+        cells += [f"{row.accuracy:.2%}", f"{row.interval[0]:.2%} – {row.interval[1]:.2%}", str(row.differ)]
+        latency = timed.get((row.form, row.runtime))
+        cells.append(f"{latency.microseconds['p50']:.0f} µs" if latency else "–")
         assert f"| {' | '.join(cells)} |" in README

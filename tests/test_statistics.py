@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import statistics
+from pipeline.measure import statistics
 
 
 @pytest.mark.parametrize(

@@ -5,30 +5,31 @@ import json
 import pytest
 from conftest import command, one_line
 
-from pipeline import artifact, statistics
+from pipeline.measure import statistics
+from pipeline.records import disk, kinds, manifest
 
-SHORT = ["--limit", "1280", "--change", "epochs=2", "--change", "batch_size=128"]
+SHORT = ["--limit", "640", "--change", "epochs=2", "--change", "batch_size=64"]
 
 
 @pytest.fixture(scope="module")
-def study(data, tmp_path_factory):
+def study(few, tmp_path_factory):
     out = tmp_path_factory.mktemp("study")
-    result = command("study", "--data", data, "--out", out, "--seeds", "2", "--workers", "2", *SHORT)
+    result = command("study", "--data", few, "--out", out, "--seeds", "2", "--workers", "2", *SHORT)
     assert result.returncode == 0, result.stderr
     return out, result
 
 
-def test_it_prints_and_keeps_what_the_seeds_gave(study, data):
+def test_it_prints_and_keeps_what_the_seeds_gave(study):
     out, result = study
-    made = artifact.read(out / "study-default.json")
+    made = manifest.read(out / "study-default.json")
     facts = json.loads(made.path.read_text())
-    assert facts == made.facts and len(facts["accuracies"]) == 2
+    assert facts == kinds.plain(made.facts) and len(facts["accuracies"]) == 2
     for seed, accuracy in enumerate(facts["accuracies"]):
-        checkpoint = artifact.read(out / "study-default" / str(seed) / "mnist_cnn.safetensors")
-        assert checkpoint.options["seed"] == seed and 100 * checkpoint.facts["test_accuracy"] == pytest.approx(accuracy)
+        checkpoint = manifest.read(out / "study-default" / str(seed) / "mnist_cnn.safetensors")
+        assert checkpoint.options["seed"] == seed and 100 * checkpoint.facts.test_accuracy == pytest.approx(accuracy)
         assert checkpoint.sha256 == facts["checkpoints"][seed] and checkpoint.options["epochs"] == 2
     assert facts["accuracies"][0] != facts["accuracies"][1]
-    assert facts["numbers"]["limit"] == 1280 and facts["recipe"] == "default" and facts["machine"]["cores"]
+    assert facts["numbers"]["limit"] == 640 and facts["recipe"] == "default" and facts["machine"]["cores"]
     assert facts["versions"]["torch"] and made.parents
     for text in (
         f"mean {facts['mean']:.3f} %",
@@ -39,9 +40,9 @@ def test_it_prints_and_keeps_what_the_seeds_gave(study, data):
         assert text in result.stdout
 
 
-def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, data):
+def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, few):
     out, _ = study
-    line = ["study", "--data", data, "--out", out, "--workers", "2", *SHORT]
+    line = ["study", "--data", few, "--out", out, "--workers", "2", *SHORT]
     first = out / "study-default" / "0" / "mnist_cnn.safetensors"
     before, other = first.stat().st_mtime_ns, out / "study-default" / "1" / "mnist_cnn.safetensors"
     other.write_bytes(b"altered")
@@ -51,7 +52,7 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, data):
     assert "seed 1 is trained again: " in result.stderr and "altered: expected sha256" in result.stderr
     assert "seed 0:" not in result.stderr and "seed 1:" in result.stderr and "seed 2:" in result.stderr
     again = json.loads((out / "study-default.json").read_text())
-    assert len(again["accuracies"]) == 3 and again["checkpoints"][1] == artifact.digest(other)
+    assert len(again["accuracies"]) == 3 and again["checkpoints"][1] == disk.digest(other)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +69,9 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, data):
         (["--change", "schedule=cosine"], "--schedule: expected"),
     ],
 )
-def test_wrong_use_is_one_line_before_anything_is_trained(data, tmp_path, wrong):
+def test_wrong_use_is_one_line_before_anything_is_trained(few, tmp_path, wrong):
     arguments, text = wrong
-    assert text in one_line(command("study", "--data", data, "--out", tmp_path, *arguments), 2)
+    assert text in one_line(command("study", "--data", few, "--out", tmp_path, *arguments), 2)
     assert not list(tmp_path.iterdir())
 
 

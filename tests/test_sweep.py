@@ -1,131 +1,179 @@
+"""The command `pipeline sweep`: trained in this process, except where processes are killed."""
+
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, one_line
+from conftest import command, one_line, started
 
-from pipeline import artifact, heatmap, trials
-from pipeline.experiments import sweep as sweeps
-from pipeline.meeting import Meeting
+from pipeline.errors import UsageError
+from pipeline.experiments.sweep import command as sweep
+from pipeline.experiments.sweep import heatmap, trials, workers
+from pipeline.records import kinds, manifest
 
 PAIRS = [(lr, gamma) for lr in (0.02, 0.04) for gamma in (0.1, 0.5)]
-GRID = ["--lr", "0.02", "--lr", "0.04", "--gamma", "0.1", "--gamma", "0.5", "--epochs", "3", "--limit", "2560"]
+SMALL = {"epochs": 1, "limit": 256, "hold_out": 500}
+GRID = {**SMALL, "lr": (0.02, 0.04), "gamma": (0.1, 0.5), "prune": False, "grace": 3}
 
 
-def line(data, out, *more: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", "sweep", "--data", str(data), "--out", str(out), *GRID, *more]
+@pytest.fixture
+def here(monkeypatch) -> None:
+    """Sweeps that train in this process, as their only worker."""
+
+    def work(storage, facts, plan, data, workers_asked):
+        study = trials.begin(storage, facts)
+        workers._worker(storage, facts, plan, data, os.getppid())
+        return workers.finished(study, storage, plan)
+
+    monkeypatch.setattr(sweep, "work", work)
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
 
 
-def start(words: list[str], grace: int = 4) -> subprocess.Popen:
-    """A sweep in a process group of its own, with dead workers noticed sooner than a minute."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [*words, "--grace", str(grace)]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def start(few, out, **options: object) -> subprocess.Popen:
+    """`pipeline sweep` in a process group of its own."""
+    words = ["sweep", "--data", str(few), "--out", str(out)]
+    for name, value in {**GRID, **options}.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            flag = "--" + name.replace("_", "-")
+            words += [flag.replace("--", "--no-")] if each is False else [flag, str(each)]
+    return started(*words, text=True, start_new_session=True)
 
 
-def ended(out) -> list:
-    meeting = Meeting(f"sqlite:///{out / 'sweep.db'}", "sweep")
+def ended(path: Path) -> dict[int, str]:
+    """The number and worker of every trial that has ended, also while the storage is only being made."""
+    ended = "SELECT number, value_json FROM trials NATURAL JOIN trial_user_attributes WHERE key = 'worker' AND state"
     try:
-        return trials.ended(trials.load(meeting, {"prune": False}))
-    except KeyError:  # the storage is there, the sweep in it not yet
-        return []
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", timeout=60, uri=True)) as connection:
+            return dict(connection.execute(f"{ended} IN ('COMPLETE', 'PRUNED')").fetchall())
+    except sqlite3.OperationalError:
+        return {}
 
 
-def until(process: subprocess.Popen, there: Callable[[], object]) -> None:
-    while not there():
+def process_of(trials: dict[int, str]) -> int:
+    """The process of the worker that ended the first of these trials."""
+    return int(trials[min(trials)].strip('"').rpartition(":")[2])
+
+
+def until(process: subprocess.Popen, condition: Callable[[], object]) -> None:
+    while not condition():
         assert process.poll() is None, process.stderr.read()
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def pairs(rows) -> list[tuple[float, float]]:
-    return sorted((row["lr"], row["gamma"]) for row in rows)
+    return sorted((row.lr, row.gamma) for row in rows)
 
 
-def test_killed_and_restarted_ends_with_every_trial_once(data, tmp_path):
-    process = start(line(data, tmp_path, "--workers", "2", "--no-prune"))
-    until(process, lambda: (tmp_path / "sweep.db").exists() and ended(tmp_path))
+def test_killed_and_restarted_ends_with_every_trial_once(few, tmp_path, here, capsys):
+    process = start(few, tmp_path, workers=1, epochs=3)
+    until(process, lambda: ended(tmp_path / "sweep.db"))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = {(trial.params["lr"], trial.params["gamma"]) for trial in ended(tmp_path)}
+    before = ended(tmp_path / "sweep.db").items()
     assert before and len(before) < len(PAIRS) and not (tmp_path / "sweep.json").exists()
-    again = start(line(data, tmp_path, "--workers", "2", "--no-prune"))
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0 and "gamma has no effect" in errors, errors
-    made = artifact.read(tmp_path / "sweep.json")
-    assert pairs(made.facts["rows"]) == PAIRS and {row["epochs"] for row in made.facts["rows"]} == {3}
-    best = max(made.facts["rows"], key=lambda row: row["accuracy"])
-    assert made.facts["best"]["accuracy"] == best["accuracy"]
-    assert made.facts["command"].startswith("pipeline train mnist_cnn --lr 0.0")
-    assert artifact.read(tmp_path / "sweep.png").path.read_bytes().startswith(b"\x89PNG")
-    other = one_line(command("sweep", "--data", data, "--out", tmp_path, *GRID, "--epochs", "4"), 2)
-    assert "was begun with epochs 3" in other
+    facts = sweep.run("mnist_cnn", out=tmp_path, data=str(few), **{**GRID, "epochs": 3}).facts
+    assert before < ended(tmp_path / "sweep.db").items(), "what had ended isn't trained again"
+    assert pairs(facts.rows) == PAIRS and {row.epochs for row in facts.rows} == {3}
+    assert facts.best.accuracy == max(row.accuracy for row in facts.rows)
+    assert facts.command.startswith("pipeline train mnist_cnn --lr 0.0")
+    assert manifest.read(tmp_path / "sweep.png").path.read_bytes().startswith(b"\x89PNG")
+    assert "gamma has no effect" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="was begun with epochs 3: expected that, received 4"):
+        sweep.run("mnist_cnn", out=tmp_path, data=str(few), **{**GRID, "epochs": 4})
 
 
-def stopped_outside_the_storage(process: subprocess.Popen, path) -> None:
-    """Stop a sweep when it holds no lock, or nobody else could go on."""
-    for _ in range(100):
-        os.killpg(process.pid, signal.SIGSTOP)
-        try:
-            sqlite3.connect(path, timeout=0.5).execute("BEGIN EXCLUSIVE").connection.close()
-            return
-        except sqlite3.OperationalError:
-            os.killpg(process.pid, signal.SIGCONT)
+def test_ctrl_c_leaves_one_line_and_what_is_finished(few, tmp_path):
+    process = start(few, tmp_path, workers=1, lr=0.02, gamma=tuple(number / 50 for number in range(1, 31)))
+    until(process, lambda: ended(tmp_path / "sweep.db"))
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == "error: interrupted; what is finished is kept: the same command goes on"
+    finished = ended(tmp_path / "sweep.db")
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_of(finished), 0)
+    assert len(finished) < 30 and not (tmp_path / "sweep.json").exists()
+
+
+@pytest.mark.exhaustive
+def test_two_sweeps_on_one_storage_share_the_trials(few, tmp_path, here, monkeypatch):
+    """One has two workers, of which the first that ends a trial is killed; this process waits for that, then helps."""
+    path, training = tmp_path / "sweep.db", workers._training
+    shared = {**GRID, "storage": f"sqlite:///{path}", "workers": 2}
+    other = []
+
+    def patient(*given):
+        train = training(*given)
+
+        def late(trial, pair):
+            if not other:
+                other.append(start(few, tmp_path / "other", **shared))
+                until(other[0], lambda: ended(path))
+                os.kill(process_of(ended(path)), signal.SIGKILL)
+            return train(trial, pair)
+
+        return late
+
+    monkeypatch.setattr(workers, "_training", patient)
+    mine = sweep.run("mnist_cnn", out=tmp_path / "mine", data=str(few), **shared).facts
+    _, errors = other[0].communicate(timeout=60)
+    assert other[0].returncode == 0, errors
+    assert mine == manifest.read(tmp_path / "other" / "sweep.json").facts
+    assert pairs(mine.rows) == PAIRS and len({row.worker for row in mine.rows}) >= 2
+
+
+@pytest.mark.exhaustive
+def test_the_whole_grid_killed_again_and_again_has_every_pair_once(few, tmp_path):
+    whole = {"lr": sweep.LRS, "gamma": sweep.GAMMAS, "workers": 2}
+    kills = 0
+    while (process := start(few, tmp_path, **whole)).poll() is None:
+        done = len(ended(tmp_path / "sweep.db"))
+        until_more = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < until_more:
+            if len(ended(tmp_path / "sweep.db")) >= done + 10:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                break
             time.sleep(0.1)
-    raise AssertionError(f"{path} is always locked")
+        if process.wait() == 0:
+            break
+    facts = manifest.read(tmp_path / "sweep.json").facts
+    assert kills >= 3 and pairs(facts.rows) == [(lr, gamma) for lr in sweep.LRS for gamma in sweep.GAMMAS]
 
 
-def test_two_sweeps_on_one_storage_share_the_trials(data, tmp_path):
-    words = ["--workers", "1", "--storage", f"sqlite:///{tmp_path / 'sweep.db'}", "--no-prune"]
-    one = start(line(data, tmp_path / "one", *words), grace=300)
-    until(one, lambda: (tmp_path / "sweep.db").exists() and ended(tmp_path))
-    stopped_outside_the_storage(one, tmp_path / "sweep.db")  # until the other one has done some, too
-    other = start(line(data, tmp_path / "other", *words), grace=300)
-    try:
-        until(other, lambda: len({trial.user_attrs["worker"] for trial in ended(tmp_path)}) == 2)
-    finally:
-        os.killpg(one.pid, signal.SIGCONT)
-    for process in (one, other):
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    found = [json.loads((tmp_path / name / "sweep.json").read_text())["rows"] for name in ("one", "other")]
-    assert found[0] == found[1] and pairs(found[0]) == PAIRS
-
-
-def test_a_trial_with_a_bad_learning_rate_is_pruned(data, tmp_path):
-    words = ["--epochs", "3", "--limit", "1280", "--workers", "1", "--json", "--lr", "0.04", "--lr", "100"]
-    words += [word for gamma in ("0.1", "0.2", "0.3", "0.4", "0.5") for word in ("--gamma", gamma)]
-    result = command("sweep", "--data", data, "--out", tmp_path, *words)
-    assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)["facts"]["rows"]
-    assert {row["epochs"] for row in rows if row["lr"] == 0.04} == {3}
-    assert [(row["lr"], row["epochs"]) for row in rows if row["pruned"]] == [(100, 2)] * 5
+def test_a_trial_with_a_bad_learning_rate_is_pruned(few, tmp_path, here):
+    options = {**SMALL, "epochs": 3, "lr": (0.04, 100.0), "gamma": (0.1, 0.2, 0.3, 0.4, 0.5)}
+    rows = sweep.run("mnist_cnn", out=tmp_path, data=str(few), **options).facts.rows
+    assert {row.epochs for row in rows if row.lr == 0.04} == {3}
+    assert [(row.lr, row.epochs) for row in rows if row.pruned] == [(100, 2)] * 5
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_drawn_sweep_ends(data, tmp_path, sampler):
-    words = ["--sampler", sampler, "--trials", "3", "--epochs", "1", "--limit", "1280", "--workers", "1", "--json"]
-    result = command("sweep", "--data", data, "--out", tmp_path, *words, "--seed", "2")
-    assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)["facts"]["rows"]
+def test_a_drawn_sweep_ends(few, tmp_path, here, sampler):
+    options = {**SMALL, "sampler": sampler, "trials": 3, "seed": 2}
+    rows = sweep.run("mnist_cnn", out=tmp_path, data=str(few), **options).facts.rows
     assert len(rows) == 3 and len(set(pairs(rows))) == 3
-    assert all(0.01 <= row["lr"] <= 0.06 and 0.1 <= row["gamma"] <= 0.9 for row in rows)
+    assert all(0.01 <= row.lr <= 0.06 and 0.1 <= row.gamma <= 0.9 for row in rows)
     if sampler == "random":
-        plan = sweeps._plan("random", [0.01, 0.06], [0.1, 0.9], 3, seed=2)
-        assert pairs(rows) == pairs(plan) != pairs(sweeps._plan("random", [0.01, 0.06], [0.1, 0.9], 3, seed=3))
+        plans = [sweep._plan("random", [0.01, 0.06], [0.1, 0.9], 3, seed) for seed in (2, 3)]
+        plan, other = (sorted((pair["lr"], pair["gamma"]) for pair in plan) for plan in plans)
+        assert pairs(rows) == plan != other
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("arguments", "text"),
     [
         (["--trials", "0", "--sampler", "tpe"], "--trials: expected 1 or more"),
+        (["--workers", "0"], "--workers: expected 1 or more"),
+        (["--grace", "2"], "--grace: expected 3 or more"),
         (["--lr", "-1"], "--lr: expected"),
         (["--seed", "65536"], "--seed: expected 0 to 65535"),
         (["--gamma", "2"], "--gamma: expected 0 to 1"),
@@ -133,40 +181,29 @@ def test_a_drawn_sweep_ends(data, tmp_path, sampler):
         (["--storage", "nonsense"], "--storage nonsense: cannot be used"),
         (["--storage", "postgresql://me:secret@localhost:1/x"], "--storage postgresql://localhost:1/x: cannot"),
         (["--storage", "postgresql://me:a/secret:b@host:port/x?password=secret"], "cannot be used"),
-        (["--storage", "sqlite://"], "is in one process's memory"),
-        (["--storage", "mongodb://host/x"], "expected a database that is there"),
+        (["--storage", "sqlite://"], "an in-memory database cannot be shared"),
+        (["--storage", "mongodb://host/x"], "expected an existing database"),
         (["--name", "../x"], "--name '../x': expected letters"),
-        (["--name", ""], "--name '': expected letters"),
+        (["--name", ""], "expected a value, received nothing"),
         (["--sampler", "luck"], "luck"),
     ],
 )
-def test_wrong_use_is_one_line(data, tmp_path, wrong):
-    arguments, text = wrong
-    error = one_line(command("sweep", "--data", data, "--out", tmp_path, *arguments), 2)
+def test_wrong_use_is_one_line(few, tmp_path, arguments, text):
+    error = one_line(command("sweep", "--data", few, "--out", tmp_path, *arguments), 2)
     assert text in error and "secret" not in error
 
 
-def test_another_programs_study_is_refused_at_once(data, tmp_path):
-    import optuna
-
-    storage = f"sqlite:///{tmp_path / 'theirs.db'}"
-    theirs = optuna.create_study(storage=storage, study_name="mine")
-    theirs.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    line = ["sweep", "--data", data, "--out", tmp_path / "out", "--storage", storage, "--name", "mine"]
-    assert "'mine' is another program's study" in one_line(command(*line), 2)
-    assert len(optuna.load_study(storage=storage, study_name="mine").trials) == 2
-
-
-def test_names_have_files_of_their_own(data, tmp_path):
-    line = ["sweep", "--data", data, "--out", tmp_path, "--lr", "0.02", "--gamma", "0.5", "--workers", "1"]
-    line += ["--epochs", "1", "--limit", "640", "--hold-out", "500"]
+def test_names_have_files_of_their_own(few, tmp_path, here, monkeypatch, capsys):
+    options = {**SMALL, "out": tmp_path, "data": str(few), "lr": (0.02,), "gamma": (0.5,)}
     for name in ("one", "two"):
-        result = command(*line, "--name", name)
-        assert result.returncode == 0 and f"{name}.json" in result.stdout, result.stderr
-    assert {f"{name}.{end}" for name in ("one", "two") for end in ("json", "png")} < {
-        p.name for p in tmp_path.iterdir()
-    }
-    assert "1 of 1 trials are on record" in command(*line, "--name", "two").stderr
+        made = sweep.run("mnist_cnn", name=name, **options)
+        sweep.show(made)
+        assert made.path == tmp_path / f"{name}.json" and "best: pipeline train" in capsys.readouterr().out
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {f"{name}.{end}" for name in ("one", "two") for end in ("json", "png")} < names
+    monkeypatch.setattr(sweep, "work", workers.work)  # with processes for what is missing: none
+    assert sweep.run("mnist_cnn", name="two", **options).facts == made.facts
+    assert "1 of 1 trials are on record" in capsys.readouterr().err
 
 
 def picture(monkeypatch, rows, grid: bool):
@@ -184,7 +221,7 @@ def picture(monkeypatch, rows, grid: bool):
 
 def test_the_picture_shows_grids_draws_and_what_was_pruned(monkeypatch):
     rows = [
-        {"lr": lr, "gamma": gamma, "accuracy": 0.98 + lr * gamma, "pruned": gamma > 0.4, "epochs": 3}
+        kinds.Trial(lr=lr, gamma=gamma, accuracy=0.98 + lr * gamma, pruned=gamma > 0.4, epochs=3, worker="host:1")
         for lr, gamma in PAIRS
     ]
     axes = picture(monkeypatch, rows, grid=True)

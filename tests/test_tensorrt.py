@@ -8,12 +8,16 @@ import fake_gpu
 import numpy as np
 import pytest
 from conftest import command, flip, one_line
+from msgspec.structs import replace
 
-from pipeline import artifact, cuda, dataset, lookup, runtimes
-from pipeline import tensorrt_library as library
+from pipeline import chain as chains
+from pipeline import runtimes
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.records import kinds, manifest
 from pipeline.runtimes import onnxruntime, tensorrt
-from pipeline.stages import bench, verify
+from pipeline.stages import bench, card, verify
+from pipeline.tensorrt import bindings as library
+from pipeline.tensorrt import cuda
 
 ENGINE = {
     "runtime": "tensorrt",
@@ -23,18 +27,18 @@ ENGINE = {
     "version_compatible": False,
     "hardware_compatible": False,
 }
-ORIN = {"name": "Orin", "capability": "8.7", "driver": "12.6"}
+ORIN = kinds.Gpu(name="Orin", capability="8.7", driver="12.6")
 
 
 @pytest.fixture
 def engine(chain, tmp_path):
     """An engine on record as built here; its bytes mean nothing, since the GPU is none."""
-    parent = artifact.read(chain / "mnist_cnn.fp16.onnx")
+    parent = manifest.read(chain / "mnist_cnn.fp16.onnx")
 
-    def make(content: bytes = b"an engine", gpu: dict | None = ORIN, **options) -> artifact.Artifact:
-        facts = {name: parent.facts[name] for name in ("model", "reference")} | {"gpu": gpu, "element": "HALF"}
+    def make(content: bytes = b"an engine", gpu: kinds.Gpu | None = ORIN, **options) -> manifest.Artifact:
+        facts = kinds.Engine(**card(parent), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
         path = tmp_path / "mnist_cnn.engine"
-        return artifact.write(path, content, kind="engine", parents=[parent], options=ENGINE | options, facts=facts)
+        return manifest.write(path, content, parents=[parent], options=ENGINE | options, facts=facts)
 
     return make
 
@@ -42,7 +46,7 @@ def engine(chain, tmp_path):
 @pytest.fixture
 def device(chain, monkeypatch):
     """A Jetson Orin with TensorRT 10.3, as far as the session can tell; its engines answer as the float16 file does."""
-    session = onnxruntime.load(artifact.read(chain / "mnist_cnn.fp16.onnx"))
+    session = onnxruntime.load(manifest.read(chain / "mnist_cnn.fp16.onnx"))
     fake = fake_gpu.Cuda()
     bindings = fake_gpu.Bindings(fake, session, largest=64)
     monkeypatch.setattr(cuda, "_library", lambda: fake)
@@ -52,8 +56,8 @@ def device(chain, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", tensorrt.READS["engine"])
-def test_a_session_answers_for_any_number_of_images(device, engine, chain, data, mode):
-    images = dataset.test(data).images[:150]
+def test_a_session_answers_for_any_number_of_images(device, engine, chain, digits, mode):
+    images = digits.images[:150]
     expected = device.answer(images)
     with tensorrt.load(engine(), mode=mode) as session:
         for count in (counts := (150, 1, 64, 65, 7, 150)):
@@ -64,7 +68,7 @@ def test_a_session_answers_for_any_number_of_images(device, engine, chain, data,
 
 
 @pytest.mark.parametrize("mode", tensorrt.READS["engine"])
-def test_a_request_allocates_nothing_and_is_done_when_it_returns(device, engine, data, mode):
+def test_a_request_allocates_nothing_and_is_done_when_it_returns(device, engine, mode):
     with tensorrt.load(engine(), mode=mode) as session:
         step = session.step(8)
         before = device.cuda.allocations
@@ -88,8 +92,8 @@ def test_the_gpu_time_is_that_of_the_computation_alone(device, engine):
         ({"version": "10.13.3"}, ORIN, "built by tensorrt 10.13.3, this machine has 10.3.0; `pipeline build`"),
         ({"version": "10.7.0", "version_compatible": True}, ORIN, "built by tensorrt 10.7.0"),
         ({"version": "9.3.0", "version_compatible": True}, ORIN, "built by tensorrt 9.3.0"),
-        ({}, ORIN | {"name": "Thor"}, "built for Thor (compute capability 8.7), this machine has Orin"),
-        ({}, ORIN | {"capability": "8.6"}, "built for Orin (compute capability 8.6), this machine has Orin"),
+        ({}, replace(ORIN, name="Thor"), "built for Thor (compute capability 8.7), this machine has Orin"),
+        ({}, replace(ORIN, capability="8.6"), "built for Orin (compute capability 8.6), this machine has Orin"),
         ({"targets": ["sm86", "sm120"]}, None, "built for sm86, sm120, this machine has Orin"),
     ],
 )
@@ -104,7 +108,7 @@ def test_another_version_or_gpu_is_refused_before_deserialising(device, engine, 
     ("options", "gpu"),
     [
         ({"version": "10.2.0", "version_compatible": True}, ORIN),
-        ({"hardware_compatible": True}, ORIN | {"name": "A2", "capability": "8.6"}),
+        ({"hardware_compatible": True}, replace(ORIN, name="A2", capability="8.6")),
         ({"targets": ["sm86", "sm87"]}, None),
     ],
 )
@@ -118,9 +122,9 @@ def test_an_altered_byte_is_refused_before_deserialising(device, engine):
     with pytest.raises(CheckFailed, match="altered: expected sha256"):
         tensorrt.load(made)
     flip(made.path)
-    flip(artifact.sidecar(made.path))
-    with pytest.raises(CheckFailed, match="record was altered"):
-        tensorrt.load(artifact.read(made.path))
+    flip(made.path.with_name(manifest.FILE), 200)
+    with pytest.raises(CheckFailed, match="altered"):
+        tensorrt.load(manifest.read(made.path))
     assert device.deserialised == 0
 
 
@@ -135,18 +139,18 @@ def test_what_cuda_says_reaches_the_person(device, engine):
         session.step(1)
 
 
-def test_it_is_verified_and_timed_like_any_form(device, engine, data, chain):
+def test_it_is_verified_and_timed_like_any_form(device, engine, few, chain):
     made = engine()
-    verification = verify.run(made, artifact.read(chain / "mnist_cnn.onnx"), data=data, gate=0.9)
-    rows = {row["arithmetic"]: row for row in verification.facts["rows"]}
+    verification = verify.run(made, manifest.read(chain / "mnist_cnn.onnx"), data=str(few), gate=0.8)
+    rows = {row.arithmetic: row for row in verification.facts.rows}
     assert {"HALF, CUDA graph", "HALF, no CUDA graph"} < rows.keys()
-    assert rows["HALF, CUDA graph"]["wrong"] == rows["HALF, no CUDA graph"]["wrong"]
+    assert rows["HALF, CUDA graph"].wrong == rows["HALF, no CUDA graph"].wrong
 
 
-def test_a_folder_is_verified_without_what_cannot_run_here(chain, data, capsys, monkeypatch):
+def test_a_folder_is_verified_without_what_cannot_run_here(chain, capsys, monkeypatch):
     monkeypatch.setattr(cuda, "gpu", _no_gpu)
-    kinds = [form.kind for form in lookup.runnable(lookup.forms(chain))]
-    assert kinds == ["checkpoint", "folded", "onnx", "fp16"]
+    kinds = [form.kind for form in chains.runnable(chains.forms(chain))]
+    assert kinds == ["checkpoint", "unfolded", "folded", "half"]
     assert "left out: " in (told := capsys.readouterr().err) and "no GPU at all" in told
 
 
@@ -157,20 +161,20 @@ def _no_gpu():
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx has wheels for x86-64 only")
 def test_who_names_an_engine_that_cannot_run_here_is_told(chain, tmp_path):
     path = chain / "mnist_cnn.engine"
-    if runtimes.unable(artifact.read(path)) is None:
+    if runtimes.unable(manifest.read(path)) is None:
         pytest.skip("this machine runs it")
     assert "built for sm86, sm89, sm120" in one_line(command("verify", path), 2)
-    made = artifact.read(path)
-    for each in (path, artifact.sidecar(path)):
+    made = manifest.read(path)
+    for each in (path, path.with_name(manifest.FILE)):
         shutil.copy(each, tmp_path)
     options = made.options | {"version": "1.0.0.1"}
-    artifact.write(tmp_path / path.name, path.read_bytes(), kind="engine", options=options, facts=made.facts)
+    manifest.write(tmp_path / path.name, path.read_bytes(), options=options, facts=made.facts)
     line = one_line(command("bench", tmp_path / path.name, "--quick"), 1)
     assert f"built by tensorrt-rtx 1.0.0.1, this machine has {made.options['version']}" in line
 
 
 def test_percentiles_of_a_gpu_are_in_the_benchmark(device, engine):
     made = bench.run(engine(), quick=True, batch=(1,))
-    rows = {row["arithmetic"]: row for row in made.facts["rows"]}
+    rows = {row.arithmetic: row for row in made.facts.rows}
     assert set(rows) == {"HALF, CUDA graph", "HALF, no CUDA graph"}
-    assert all(row["gpu_microseconds"]["p50"] > 0 for row in rows.values())
+    assert all(row.gpu_microseconds["p50"] > 0 for row in rows.values())

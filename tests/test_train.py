@@ -5,84 +5,87 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, flip, one_line
+from conftest import DIGITS, command, flip, one_line, started
 
-from models import mnist_cnn
-from pipeline import artifact, dataset, recipe
-from pipeline import snapshot as snapshots
+from pipeline.data import imagesets
 from pipeline.errors import CheckFailed, PipelineError, UsageError
+from pipeline.records import manifest
 from pipeline.stages import train
-from pipeline.training import Trainer
+from pipeline.training import models, recipe
+from pipeline.training import resume as snapshots
+from pipeline.training.trainer import Trainer
 
-OPTIONS = ["--epochs", "2", "--limit", "8000", "--step-size", "1", "--seed", "3"]
+OPTIONS = ["--epochs", "2", "--limit", "2500", "--step-size", "1", "--seed", "3"]
 HOW = {"recipe": "default", "seed": 0, "device": "cpu", "precision": "float32", "train_threads": 1}
 HOW |= {"limit": None, "hold_out": 0}
 
 
 def test_the_log_reads_as_the_seeds_does(chain):
     log = (chain / "run.log").read_text()
-    assert re.search(
-        r"Loss=\d\.\d+ Batch_id=468 Accuracy=\d\d\.\d\d: 100%\|.*\| 469/469 \[\d\d:\d\d<00:00, .*it/s\]", log
-    )
-    assert re.search(r"Test set: Average loss: 0\.\d{4}, Accuracy: \d{4}/10000 \(\d\d\.\d\d%\)", log)
+    assert re.search(r"Loss=\d\.\d+ Batch_id=93 Accuracy=\d\d\.\d\d: 100%\|.*\| 94/94 \[\d\d:\d\d<00:00, .*it/s\]", log)
+    assert re.search(r"Test set: Average loss: \d\.\d{4}, Accuracy: \d{3}/500 \(\d\d\.\d\d%\)", log)
 
 
-def test_the_checkpoint_is_traced_to_the_pixels(chain, data):
-    made = artifact.read(chain / "mnist_cnn.safetensors")
-    assert made.parents == dataset.train(data).digests
-    assert made.facts["parameters"] == 9596
-    assert made.options["lr"] == 0.04 and made.options["epochs"] == 1 and made.options["seed"] == 0
-    assert made.facts["reference"]["correct"] + len(made.facts["reference"]["wrong"]) == 10_000
-    assert made.facts["test_accuracy"] > 0.95
+def test_the_checkpoint_is_traced_to_the_pixels(chain, few):
+    made = manifest.read(chain / "mnist_cnn.safetensors")
+    assert made.parents == imagesets.load(str(few), "train", (1, 28, 28), DIGITS).digests
+    assert made.facts.parameters == 9596
+    assert made.options["lr"] == 0.04 and made.options["epochs"] == 2 and made.options["seed"] == 0
+    assert made.facts.reference.correct + len(made.facts.reference.wrong) == 500
+    assert made.facts.test_accuracy > 0.85
 
 
 def test_the_history_is_a_table(chain):
-    (row,) = csv.DictReader((chain / "mnist_cnn.history.csv").open())
-    assert row["epoch"] == "1" and float(row["lr"]) == 0.04 and float(row["test_accuracy"]) > 0.95
-    assert artifact.read(chain / "mnist_cnn.history.csv").parents.keys() == {"mnist_cnn.safetensors"}
+    row, _ = csv.DictReader((chain / "mnist_cnn.history.csv").open())
+    assert row["epoch"] == "1" and float(row["lr"]) == 0.04 and float(row["test_accuracy"]) > 0.5
+    assert manifest.read(chain / "mnist_cnn.history.csv").parents.keys() == {"mnist_cnn.safetensors"}
 
 
 def killed_in_the_second_epoch(out, *words) -> None:
-    line = [sys.executable, "-m", "pipeline", "train", "--out", out, *words]
-    process = subprocess.Popen([str(word) for word in line], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = started("train", "--out", out, *words, stderr=subprocess.DEVNULL)
     snapshot = out / "mnist_cnn.training.safetensors"
     while not snapshot.exists():
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.02)
-    time.sleep(0.3)
+    time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
 
-def test_a_checkpoint_on_record_has_its_own_curves(data, tmp_path, monkeypatch):
+def test_a_checkpoint_on_record_has_its_own_curves(few, tmp_path, monkeypatch):
     """Killed between the two files: the history is there first, so training isn't done, and is done again."""
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    words = {"data": data, "epochs": 1, "limit": 640, "train_threads": 1}
+    words = {"data": str(few), "epochs": 1, "limit": 640, "train_threads": 1}
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(train, "_write", killed)
         train.run("mnist_cnn", out=tmp_path, **words)
-    history = artifact.read(tmp_path / "mnist_cnn.history.csv")
-    assert [path.name for path in artifact.recorded(tmp_path)] == ["mnist_cnn.history.csv"]
+    history = manifest.read(tmp_path / "mnist_cnn.history.csv")
+    assert [path.name for path in manifest.recorded(tmp_path)] == ["mnist_cnn.history.csv"]
     made = train.run("mnist_cnn", out=tmp_path, **words)
-    assert artifact.read(tmp_path / "mnist_cnn.history.csv") == history
+    assert manifest.read(tmp_path / "mnist_cnn.history.csv") == history
     assert history.parents == {made.name: made.sha256}
 
 
-@pytest.mark.parametrize("dropout", ["0", "0.05"], ids=["oneDNN's step", "the general step"])
-def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_path, dropout):
+@pytest.mark.parametrize(
+    "dropout",
+    [
+        pytest.param("0", id="oneDNN's step"),
+        pytest.param("0.05", id="the general step", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(few, tmp_path, dropout):
     """Dropout, augmentation, momentum and a learning-rate step between the two epochs all have to be carried over."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     killed.mkdir()
-    words = ["--data", data, *OPTIONS, "--dropout", dropout]
+    words = ["--data", few, *OPTIONS, "--dropout", dropout]
     killed_in_the_second_epoch(killed, *words)
     assert [path.name for path in killed.iterdir()] == ["mnist_cnn.training.safetensors"]
     error = one_line(command("train", "--out", killed, *words, "--resume", "--lr", "0.1"), 2)
@@ -92,7 +95,7 @@ def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_pa
         resumed.returncode == 0 and "resuming after epoch 1 of 2" in resumed.stderr and "epoch 1:" not in resumed.stderr
     )
     assert command("train", "--out", whole, *words).returncode == 0
-    one, other = (artifact.read(out / "mnist_cnn.safetensors") for out in (killed, whole))
+    one, other = (manifest.read(out / "mnist_cnn.safetensors") for out in (killed, whole))
     assert one.sha256 == other.sha256 and one.facts == other.facts
     rows = list(csv.DictReader((killed / "mnist_cnn.history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -124,25 +127,25 @@ def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(data, tmp_pa
         ["--no-such-option"],
     ],
 )
-def test_wrong_numbers_are_one_line(tmp_path, data, wrong):
-    error = one_line(command("train", "--out", tmp_path, "--data", data, *wrong), 2)
+def test_wrong_numbers_are_one_line(tmp_path, few, wrong):
+    error = one_line(command("train", "--out", tmp_path, "--data", few, *wrong), 2)
     assert wrong[0] in error and not list(tmp_path.iterdir())
 
 
-def test_a_damaged_snapshot_is_one_line(tmp_path, data):
+def test_a_damaged_snapshot_is_one_line(tmp_path, few):
     snapshot = tmp_path / "mnist_cnn.training.safetensors"
     for content in (b"", b"damaged", b"\xff" * 8 + b"{}", b"\x02\0\0\0\0\0\0\0{}"):
         snapshot.write_bytes(content)
         with pytest.raises(UsageError, match="is no training to resume"):
             snapshots.resume(snapshot, {}, None)
-    one_line(command("train", "--out", tmp_path, "--data", data, "--epochs", "1", "--resume"), 2)
+    one_line(command("train", "--out", tmp_path, "--data", few, "--epochs", "1", "--resume"), 2)
 
 
 @pytest.fixture
 def begun(tmp_path):
     """A snapshot after an epoch of a training, and that training's options."""
     asked = recipe.options("mnist_cnn", **HOW, epochs=2)
-    trainer = Trainer(mnist_cnn, recipe.numbers("mnist_cnn", "default", asked), 0, quiet=True)
+    trainer = Trainer(models.get("mnist_cnn"), recipe.numbers("mnist_cnn", "default", asked), 0, quiet=True)
     noise = np.random.default_rng(0)
     images, labels = noise.integers(0, 256, (128, 1, 28, 28), np.uint8), noise.integers(0, 10, 128)
     _, figures, state = next(trainer.fit(images, labels))
@@ -151,14 +154,14 @@ def begun(tmp_path):
     return snapshot, asked
 
 
-def test_an_altered_snapshot_is_one_line(begun, data):
+def test_an_altered_snapshot_is_one_line(begun, few):
     snapshot, asked = begun
     state, history = snapshots.resume(snapshot, asked, None)
     assert state["epoch"] == len(history) == 1 and len(state["momentum"]) == 17
     flip(snapshot)  # the last byte is one of a tensor's
     with pytest.raises(CheckFailed, match="altered: expected sha256"):
         snapshots.resume(snapshot, asked, None)
-    error = one_line(command("train", "--out", snapshot.parent, "--data", data, "--epochs", "2"), 1)
+    error = one_line(command("train", "--out", snapshot.parent, "--data", few, "--epochs", "2"), 1)
     assert "altered" in error and "delete it and train anew" in error
     content = snapshot.read_bytes()
     for offset in range(8, 3000, 17):  # in the header: names, shapes, notes
@@ -198,13 +201,13 @@ def test_show_tells_what_is_on_record(chain):
     assert shown["kind"] == "checkpoint" and shown["versions"]["torch"]
 
 
-def test_held_out_images_are_neither_trained_on_nor_tests(data, tmp_path):
-    line = ["--hold-out", "10000", "--limit", "3000", "--epochs", "1", "--out", tmp_path, "--data", data]
+def test_held_out_images_are_neither_trained_on_nor_tests(few, tmp_path):
+    line = ["--hold-out", "400", "--limit", "600", "--epochs", "1", "--out", tmp_path, "--data", few]
     result = command("train", *line)
-    assert result.returncode == 0 and re.search(r"Held-out set: .* \d+/10000", result.stderr)
-    made = artifact.read(tmp_path / "mnist_cnn.safetensors")
-    assert made.facts["reference"]["name"] == "10000 held-out images, MNIST training set"
-    train, held = dataset.split(data, 10_000, None)
-    assert len(train) == 50_000 and len(held) == 10_000 and held.digests == {}
+    assert result.returncode == 0 and re.search(r"Held-out set: .* \d+/400", result.stderr)
+    made = manifest.read(tmp_path / "mnist_cnn.safetensors")
+    assert made.facts.reference.name == f"400 held-out images, {few.name}"
+    train, held = imagesets.split(str(few), (1, 28, 28), DIGITS, 400, None)
+    assert len(train) == 2600 and len(held) == 400
     both = {image.tobytes() for image in train.images} & {image.tobytes() for image in held.images}
     assert len(both) < 10  # MNIST has hardly an image twice

@@ -9,17 +9,16 @@ from conftest import command, flip, one_line
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from pipeline.delivery import ship
-from pipeline.release import files, triton
+from pipeline.release import files, ship, triton
 
 NAME = "mnist_cnn-1.0.0-triton"
 TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}
 
 
 @pytest.fixture(scope="module")
-def repository(release, data, tmp_path_factory):
+def repository(release, tmp_path_factory):
     out = tmp_path_factory.mktemp("triton")
-    ship.run(release, out=out, data=data, format="triton")
+    ship.run(release, out=out, data=None, format="triton")
     return out / NAME
 
 

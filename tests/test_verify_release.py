@@ -15,9 +15,8 @@ from conftest import command, flip, one_line
 from test_claims import resummed
 from test_ship import NAME
 
-from pipeline.delivery import ship, verify_release
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.release import archives, files, signing
+from pipeline.release import archives, files, ship, signing, verify_release
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +31,10 @@ def keys(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def signed(release, data, keys, tmp_path_factory) -> Path:
+def signed(release, keys, tmp_path_factory) -> Path:
     """A signed release's folder. Don't write to it."""
     out = tmp_path_factory.mktemp("signed")
-    ship.run(release, out=out, data=data, sign_key=keys / "key.pem")
+    ship.run(release, out=out, data=None, sign_key=keys / "key.pem")
     return out / NAME
 
 
@@ -107,12 +106,12 @@ def test_a_signature_is_written_in_one_way(copy, keys):
             signing.verify(copy, keys / "pub.pem")
 
 
-def test_a_signature_is_kept_while_it_holds(release, data, keys, signed, tmp_path):
+def test_a_signature_is_kept_while_it_holds(release, keys, signed, tmp_path):
     out = tmp_path / "out"
-    first = ship.run(release, out=out, data=data, sign_key=keys / "key.pem")
-    again = ship.run(release, out=out, data=data, sign_key=keys / "key.pem")
+    first = ship.run(release, out=out, data=None, sign_key=keys / "key.pem")
+    again = ship.run(release, out=out, data=None, sign_key=keys / "key.pem")
     assert first.sha256 == again.sha256 and first.options["signed"]
-    other = ship.run(release, out=out, data=data, sign_key=keys / "other.pem")
+    other = ship.run(release, out=out, data=None, sign_key=keys / "other.pem")
     assert other.sha256 != first.sha256
     signing.verify(out / NAME, keys / "other-pub.pem")
 
@@ -159,13 +158,13 @@ def test_what_is_added_or_taken_away_is_named(copy, spoil, expected):
 
 def test_digests_rewritten_to_match_are_caught_by_the_chain_and_by_the_signature(copy, keys):
     """One who alters the model, its record and SHA256SUMS alike, and can't sign."""
-    from pipeline import artifact
+    from pipeline.records import manifest
 
-    made = artifact.read(copy / "mnist_cnn.onnx")
+    made = manifest.read(copy / "mnist_cnn.onnx")
     content = bytearray(made.path.read_bytes())
     content[20_000] ^= 1
-    kept = {name: getattr(made, name) for name in ("kind", "parents", "options", "versions", "facts")}
-    artifact.write(made.path, bytes(content), **kept)
+    kept = {name: getattr(made, name) for name in ("parents", "options", "versions", "facts")}
+    manifest.write(made.path, bytes(content), **kept)
     resummed(copy)
     with pytest.raises(CheckFailed, match=r"mnist_cnn.fp16.onnx: made from another mnist_cnn.onnx"):
         verify_release.run(copy)
@@ -225,15 +224,15 @@ def test_a_cut_archive_is_one_line(shipped, tmp_path):
         assert "cut.tar.gz: is no whole release archive" in one_line(command(name, cut), 1)
 
 
-def test_a_folder_named_from_here_is_signed_as_well(release, data, keys, tmp_path, monkeypatch):
+def test_a_folder_named_from_here_is_signed_as_well(release, keys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ship.run(release, out=Path("out"), data=data, sign_key=keys / "key.pem")
+    ship.run(release, out=Path("out"), data=None, sign_key=keys / "key.pem")
     assert official(tmp_path / "out" / NAME, keys) == 0
-    assert verify_release.run(Path("out") / NAME, public_key=keys / "pub.pem").facts["signature"] == "checked"
+    assert verify_release.run(Path("out") / NAME, public_key=keys / "pub.pem").facts.signature == "checked"
 
 
-def test_a_failed_signature_leaves_the_earlier_release(release, data, keys, tmp_path, monkeypatch):
-    ship.run(release, out=tmp_path, data=data, sign_key=keys / "key.pem")
+def test_a_failed_signature_leaves_the_earlier_release(release, keys, tmp_path, monkeypatch):
+    ship.run(release, out=tmp_path, data=None, sign_key=keys / "key.pem")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def interrupted(*_):
@@ -241,7 +240,7 @@ def test_a_failed_signature_leaves_the_earlier_release(release, data, keys, tmp_
 
     monkeypatch.setattr(signing, "sign", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ship.run(release, out=tmp_path, data=data, sign_key=keys / "other.pem")
+        ship.run(release, out=tmp_path, data=None, sign_key=keys / "other.pem")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
@@ -264,7 +263,7 @@ def test_names_with_quotes_are_named(copy, keys):
 
 def test_an_archive_packed_by_tar_is_one_too(shipped, tmp_path):
     subprocess.run(["tar", "czf", tmp_path / "mine.tgz", NAME], cwd=shipped, check=True)
-    assert verify_release.run(tmp_path / "mine.tgz").facts["verified"]
+    assert verify_release.run(tmp_path / "mine.tgz").facts.verified
 
 
 def test_what_a_hub_adds_is_said_not_to_be_looked_at(copy):

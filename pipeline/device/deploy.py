@@ -1,19 +1,24 @@
-"""A release in, proof that it runs here out: checked, built for this GPU, verified, timed, and all of it reported."""
+"""Take a release into use on this device: check it, build for its GPU, verify, measure and report."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pipeline import artifact, console, cuda, installs, lookup, tensorrt_library
-from pipeline.artifact import Artifact
+import msgspec
+
+from pipeline import chain, console
 from pipeline.device import doctor
-from pipeline.errors import CheckFailed, UsageError
+from pipeline.errors import UsageError
+from pipeline.machine import extras as installs
+from pipeline.records import code, disk, kinds, manifest
+from pipeline.records.manifest import Artifact
 from pipeline.release import archives, files, inspection
 from pipeline.release.inspection import AllowUnverified, PublicKey
-from pipeline.stages import DEFAULTS, bench, build, verify
+from pipeline.stages import bench, build, verify
+from pipeline.tensorrt import bindings as tensorrt_library
+from pipeline.tensorrt import cuda
 
 KIND, FILE = "device-report", "device-report.json"
 
@@ -22,9 +27,7 @@ def run(
     release: Path,
     *,
     out: Annotated[Path, "Folder for the engines and the reports."] = Path("device"),
-    data: Annotated[
-        Path | None, "Labelled images, as for verify; by default the release's own test set, else data/."
-    ] = None,
+    data: Annotated[str | None, "Labelled images, as for verify; by default the release's own test set."] = None,
     public_key: PublicKey = None,
     allow_unverified: AllowUnverified = False,
     runtime: Annotated[
@@ -42,7 +45,7 @@ def run(
     of each file for the GPU that is here, the test set goes through files and engines, and each is timed. No torch, no
     network where the release has its test set.
 
-    Raises CheckFailed, with the report in it, where a form doesn't pass.
+    The report's `failures` say which forms do not pass.
     """
     installs.require("deploy", ["onnxruntime"])
     bench.expect_sizes(batch, threads)
@@ -53,28 +56,31 @@ def run(
         return _deployed(shipped(folder), out, data or _test_set(folder), about, **asked)
 
 
-def _inspected(release: Path, folder: Path, public_key: Path | None, allow_unverified: bool) -> dict[str, Any] | None:
+def _inspected(
+    release: Path, folder: Path, public_key: Path | None, allow_unverified: bool
+) -> kinds.ReleaseCheck | None:
     """What holds about a release; None for files that are none. CheckFailed if it is marked as unverified."""
     marks = (files.SUMS, files.SIGNATURE, inspection.ABOUT)  # one is enough: who takes one away doesn't end the checks
     if not public_key and folder == release and not any((folder / mark).is_file() for mark in marks):
         return None
     about = inspection.inspect(folder, public_key)
     inspection.accept(release, about, allow_unverified)
-    if about["format"] == "triton":
+    if about.format == "triton":
         raise UsageError(f"{release}: is a repository for a Triton server: expected a release of --format folder")
     return about
 
 
-def _test_set(folder: Path) -> Path:
-    there = folder / files.TEST_SET
-    return there if there.is_file() else DEFAULTS["data"]
+def _test_set(folder: Path) -> str | None:
+    """A release's own test set; None if it has none: then the model's image set is used."""
+    path = folder / files.TEST_SET
+    return str(path) if path.is_file() else None
 
 
 def _deployed(
     forms: list[Artifact],
     out: Path,
-    data: Path,
-    about: dict[str, Any] | None,
+    data: str | None,
+    about: kinds.ReleaseCheck | None,
     *,
     runtime: str,
     gate: float | None,
@@ -83,50 +89,40 @@ def _deployed(
     quick: bool,
 ) -> Artifact:
     """Build, verify, bench; the report of it."""
-    lookup.check_writable(out)
+    disk.check_writable(out)
     engines, why_none = _engines(forms, out, runtime, max(64, *batch))
-    failure = None
-    try:
-        verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
-    except CheckFailed as error:
-        if error.artifact is None:
-            raise
-        verification, failure = error.artifact, error
+    verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
     latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
-    facts = {
-        **doctor.about(),
-        "release": about,
-        "model": verification.facts["model"],
-        "passed": failure is None,
-        "failures": verification.facts["failures"],
-        "no_engine": why_none,
-        "build_seconds": {engine.name: engine.facts["build_seconds"] for engine in engines},
-        "data": verification.facts["data"],
-        "gate": verification.facts["gate"],
-        "warnings": latency.facts["warnings"],
-        "rows": _rows(verification, latency),
-    }
-    made = artifact.write(
+    return manifest.write(
         out / FILE,
-        (json.dumps(facts, indent=1) + "\n").encode(),
-        kind=KIND,
+        None,
+        facts=kinds.DeviceReport(
+            **doctor.about(),
+            release=about,
+            model=verification.facts.model,
+            passed=verification.facts.passed,
+            failures=verification.facts.failures,
+            no_engine=why_none,
+            build_seconds={engine.name: engine.facts.build_seconds for engine in engines},
+            data=verification.facts.data,
+            gate=verification.facts.gate,
+            warnings=latency.facts.warnings,
+            rows=_rows(verification, latency),
+        ),
         parents=[*forms, *engines, verification, latency],
         options={"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick},
-        versions=artifact.versions(*doctor.PACKAGES),
-        facts=facts,
+        versions=manifest.versions(*doctor.PACKAGES),
+        code=code.digest(__name__),
     )
-    if failure:
-        raise CheckFailed(str(failure), artifact=made)
-    return made
 
 
 def shipped(release: Path) -> list[Artifact]:
     """The ONNX files of a folder, or the one that is named, unaltered. UsageError if there is none."""
-    there = lookup.forms(release) if release.is_dir() else [artifact.read(release)]
+    there = chain.forms(release) if release.is_dir() else [manifest.read(release)]
     found = [form for form in there if form.kind in build.ELEMENTS]
     if not found:
-        kinds = ", ".join(sorted({form.kind for form in there})) or "nothing on record"
-        raise UsageError(f"{release}: expected an ONNX file that this pipeline made, or a folder with one: {kinds}")
+        received = ", ".join(sorted({form.kind for form in there})) or "nothing on record"
+        raise UsageError(f"{release}: expected an ONNX file that this pipeline made, or a folder with one: {received}")
     return found
 
 
@@ -146,14 +142,13 @@ def _engines(forms: list[Artifact], out: Path, runtime: str, largest: int) -> tu
         return [], str(error)
 
 
-def _rows(verification: Artifact, latency: Artifact) -> list[dict[str, Any]]:
+def _rows(verification: Artifact, latency: Artifact) -> list[kinds.Deployed]:
     """Each form as it was verified, with its latency at every batch size where it was timed."""
     rows = []
-    for row in verification.facts["rows"]:
-        same = ("form", "runtime", "arithmetic")
-        timed = [each for each in latency.facts["rows"] if all(each[name] == row[name] for name in same)]
-        names = ("batch", "microseconds", "gpu_microseconds", "images_per_second", "millijoules_per_image", "variation")
-        rows.append(row | {"latency": [{name: each[name] for name in names if name in each} for each in timed]})
+    for row in verification.facts.rows:
+        same = (row.form, row.runtime, row.arithmetic)
+        timed = [each for each in latency.facts.rows if (each.form, each.runtime, each.arithmetic) == same]
+        rows.append(kinds.Deployed(**msgspec.structs.asdict(row), latency=timed))
     return rows
 
 
@@ -176,28 +171,28 @@ def show(report: Artifact) -> None:
         "images/s",
     ]
     rows = []
-    for row in facts["rows"]:
-        start = [row["form"], f"{row['runtime']}: {row['arithmetic']}", f"{row['accuracy']:.2%}"]
-        start += [f"{row['interval'][0]:.2%} – {row['interval'][1]:.2%}", str(row["differ"])]
-        for timed in row["latency"] or [{}]:
+    for row in facts.rows:
+        start = [row.form, f"{row.runtime}: {row.arithmetic}", f"{row.accuracy:.2%}"]
+        start += [f"{row.interval[0]:.2%} – {row.interval[1]:.2%}", str(row.differ)]
+        for timed in row.latency or [None]:
             rows.append([*start, *_times(timed)])
             start = [""] * len(start)
     if all(row[-2] == "–" for row in rows):
         headers, rows = [*headers[:-2], headers[-1]], [[*row[:-2], row[-1]] for row in rows]
-    tested = facts["data"]
+    tested = facts.data
     console.table(
         headers,
         rows,
-        title=f"{facts['model']}: {tested['name']}, {tested['images']:,} images; gate {facts['gate']:.2%}",
+        title=f"{facts.model}: {tested.name}, {tested.images:,} images; gate {facts.gate:.2%}",
     )
-    for warning in facts["warnings"]:
+    for warning in facts.warnings:
         console.say(f"not in a state worth measuring: {warning}")
-    console.result("passed" if facts["passed"] else "failed: " + "; ".join(facts["failures"]))
+    console.result("passed" if facts.passed else "failed: " + "; ".join(facts.failures))
 
 
-def _times(timed: dict[str, Any]) -> list[str]:
-    if not timed:
+def _times(timed: kinds.Timed | None) -> list[str]:
+    if timed is None:
         return ["–"] * 5
-    host, gpu = timed["microseconds"], timed.get("gpu_microseconds", {})  # a percentile of too few requests is none
+    host, gpu = timed.microseconds, timed.gpu_microseconds or {}  # a percentile of too few requests is left out
     times = [f"{each:.1f}" if each is not None else "–" for each in (host.get("p50"), host.get("p99"), gpu.get("p50"))]
-    return [str(timed["batch"]), *times, f"{timed['images_per_second']:,.0f}"]
+    return [str(timed.batch), *times, f"{timed.images_per_second:,.0f}"]

@@ -1,19 +1,24 @@
-"""Nothing in, what this machine can do out: its GPU and libraries, and for each stage and form what is missing."""
+"""Show what this machine can do: its GPU and libraries, and what is missing for which stage and form."""
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from pipeline import artifact, console, cuda, delivery, experiments, installs, jetson, machine, runtimes, stages
-from pipeline import tensorrt_library as tensorrt
-from pipeline.artifact import Artifact
-from pipeline.errors import UsageError
+import msgspec
 
-KIND = "doctor"
+from pipeline import commands, console, runtimes
+from pipeline.errors import UsageError
+from pipeline.machine import extras as installs
+from pipeline.machine import host as machine
+from pipeline.machine import jetson
+from pipeline.records import kinds, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.tensorrt import bindings as tensorrt
+from pipeline.tensorrt import cuda
+
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", *tensorrt.MODULES, *cuda.PACKAGES)
 
 
@@ -22,16 +27,15 @@ def run() -> Artifact:
 
     It only looks, and writes nothing.
     """
-    facts = {**about(), "able": [*_commands(), *_compilers(), *_forms()]}
-    content = (json.dumps(facts, indent=1) + "\n").encode()
-    return artifact.write(None, content, kind=KIND, versions=artifact.versions(*PACKAGES), facts=facts)
+    facts = kinds.Doctor(**about(), able=[*_commands(), *_compilers(), *_forms()])
+    return manifest.write(None, None, facts=facts, versions=manifest.versions(*PACKAGES))
 
 
 def about() -> dict[str, Any]:
-    """The machine itself: processor and system, Python, a Jetson's state, the GPU, TensorRT and ONNX Runtime."""
+    """The fields of `kinds.Here`: processor, system, Python, a Jetson's state, the GPU, TensorRT and ONNX Runtime."""
     gpu, no_gpu = _try(cuda.gpu)
     return {
-        "machine": machine.describe() | {"python": platform.python_version()},
+        "machine": msgspec.structs.replace(machine.describe(), python=platform.python_version()),
         "jetson": jetson.state(),
         "gpu": gpu.facts() if gpu else None,
         "no_gpu": no_gpu,
@@ -46,40 +50,37 @@ def _tensorrt(name: str) -> str:
     return version or problem
 
 
-def _onnxruntime() -> dict[str, Any] | None:
+def _onnxruntime() -> kinds.OnnxRuntime | None:
     if installs.missing(["onnxruntime"]):
         return None
     found = import_module("onnxruntime")
-    return {"version": found.__version__, "providers": found.get_available_providers()}
+    return kinds.OnnxRuntime(version=found.__version__, providers=found.get_available_providers())
 
 
-def _commands() -> list[dict[str, Any]]:
+def _commands() -> list[kinds.Ability]:
     """Stages, what hands a model over, experiments. What takes any form needs what the form does: see there."""
-    modules = [package.get(name) for package in (stages, delivery, experiments) for name in package.names()]
-    return [_able(f"pipeline {stages.title(module).replace('_', '-')}", module) for module in modules]
+    groups = (group for title, group in commands.GROUPS.items() if title != "On the device")
+    return [_able(f"pipeline {command.name}", command.load()) for group in groups for command in group]
 
 
-def _compilers() -> list[dict[str, Any]]:
+def _compilers() -> list[kinds.Ability]:
     """TensorRT by either name, in the words that `pipeline build` would use."""
     found = [
         (f"pipeline build --runtime {name}", _try(lambda name=name: tensorrt.load(name))[1])
         for name in tensorrt.MODULES
     ]
-    return [{"what": what, "ready": problem is None, "missing": [], "remedy": problem} for what, problem in found]
+    return [kinds.Ability(what=what, ready=not problem, missing=[], remedy=problem) for what, problem in found]
 
 
-def _forms() -> list[dict[str, Any]]:
-    modules = map(runtimes.get, runtimes.names())
-    return [_able(f"run {', '.join(module.READS)} in {runtimes.title(module)}", module) for module in modules]
+def _forms() -> list[kinds.Ability]:
+    return [_able(f"run {', '.join(each.READS)} in {runtimes.title(each)}", each) for each in runtimes.every()]
 
 
-def _able(what: str, module: ModuleType) -> dict[str, Any]:
+def _able(what: str, module: ModuleType) -> kinds.Ability:
     """By the modules that a file NEEDS, and by its own `missing` where modules aren't all."""
-    absent = installs.missing(getattr(module, "NEEDS", ()))
-    remedy = installs.line(absent) if absent else None
-    if not absent and hasattr(module, "missing"):
-        remedy = module.missing()
-    return {"what": what, "ready": remedy is None, "missing": absent, "remedy": remedy}
+    absent = installs.missing(module.NEEDS)
+    remedy = installs.line(absent) if absent else module.missing()
+    return kinds.Ability(what=what, ready=remedy is None, missing=absent, remedy=remedy)
 
 
 def _try(look: Any) -> tuple[Any, str | None]:
@@ -93,30 +94,30 @@ def show(made: Artifact) -> None:
     """What there is, what can be done, and a line for each thing that is missing."""
     facts = made.facts
     console.table(["", "here"], [[name, value] for name, value in summary(facts).items()], title="this machine")
-    rows = [[row["what"], _state(row)] for row in facts["able"]]
+    rows = [[row.what, _state(row)] for row in facts.able]
     console.table(["to", "state"], rows, title="what it can do")
-    for remedy in dict.fromkeys(row["remedy"] for row in facts["able"] if row["remedy"]):
-        about = ", ".join(row["what"] for row in facts["able"] if row["remedy"] == remedy)
+    for remedy in dict.fromkeys(row.remedy for row in facts.able if row.remedy):
+        about = ", ".join(row.what for row in facts.able if row.remedy == remedy)
         console.result(f"{about}: {remedy}")
-    if facts["jetson"]:
-        for warning in jetson.warnings([facts["jetson"]]):
+    if facts.jetson:
+        for warning in jetson.warnings([facts.jetson]):
             console.result(f"not in a state worth measuring: {warning}")
 
 
-def _state(row: dict[str, Any]) -> str:
-    if row["ready"]:
+def _state(row: kinds.Ability) -> str:
+    if row.ready:
         return "ready"
-    return f"missing: {', '.join(row['missing'])}" if row["missing"] else "not here: see below"
+    return f"missing: {', '.join(row.missing)}" if row.missing else "not here: see below"
 
 
-def summary(facts: dict[str, Any]) -> dict[str, str]:
+def summary(facts: kinds.Here) -> dict[str, str]:
     """What `about` found, as a person reads it."""
-    about, board, gpu, ort = facts["machine"], facts["jetson"], facts["gpu"], facts["onnxruntime"]
+    about, board, gpu, ort = facts.machine, facts.jetson, facts.gpu, facts.onnxruntime
     return {
-        "processor": f"{about['processor']}, {about['cores']} cores, {about['architecture']}, {about['system']}",
-        "Python": about["python"],
-        "Jetson": f"{board['model']}, JetPack {board['jetpack'] or '?'}, {board['release']}" if board else "no",
-        "GPU": f"{gpu['name']}, compute capability {gpu['capability']}, CUDA {gpu['driver']}" if gpu else "none",
-        **{name: found.partition(":")[0] if found[0].isdigit() else "no" for name, found in facts["tensorrt"].items()},
-        "ONNX Runtime": f"{ort['version']}, {', '.join(ort['providers'])}" if ort else "no",
+        "processor": f"{about.processor}, {about.cores} cores, {about.architecture}, {about.system}",
+        "Python": about.python,
+        "Jetson": f"{board.model}, JetPack {board.jetpack or '?'}, {board.release}" if board else "no",
+        "GPU": f"{gpu.name}, compute capability {gpu.capability}, CUDA {gpu.driver}" if gpu else "none",
+        **{name: found.partition(":")[0] if found[0].isdigit() else "no" for name, found in facts.tensorrt.items()},
+        "ONNX Runtime": f"{ort.version}, {', '.join(ort.providers)}" if ort else "no",
     }

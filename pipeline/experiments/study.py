@@ -1,7 +1,8 @@
-"""A recipe in, the accuracy of many seeds of it out: what the recipe gives, and what is the luck of the seed."""
+"""Train a recipe with many seeds: what the recipe gives, and what is the luck of the seed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,12 +14,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, Any
 
-import models
-from pipeline import artifact, console, dataset, machine, statistics
-from pipeline import recipe as recipes
-from pipeline.artifact import Artifact
+import msgspec
+
+from pipeline import chain, console, stages
+from pipeline.data import imagesets
 from pipeline.errors import PipelineError, UsageError
-from pipeline.stages import Data, Out, train
+from pipeline.machine import host as machine
+from pipeline.measure import statistics
+from pipeline.records import code, kinds, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.stages import Data, Out, check, train
+from pipeline.training import models
+from pipeline.training import recipe as recipes
 
 KIND, FILE = "study", "study-{recipe}.json"
 NEEDS = ("torch", "safetensors")
@@ -30,7 +37,7 @@ def run(
     model: str,
     *,
     out: Out,
-    data: Data,
+    data: Data = None,
     recipe: Annotated[str, "Which of the model's recipes."] = "default",
     seeds: Annotated[int, "Train with the seeds 0, 1... up to so many."] = 10,
     workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
@@ -43,7 +50,9 @@ def run(
     Every seed's checkpoint is kept in a folder of its own, so that a study that was killed goes on where it was, and
     more seeds may be added later. To choose between recipes, use --hold-out: the test set is for the final number.
     """
-    pixels = dataset.train(data).digests
+    checked = check.model(model)
+    source = data or checked.data
+    pixels = imagesets.split(source, checked.input, checked.classes, hold_out, limit)[0].digests
     asked = _asked(model, recipe, hold_out, limit, change)
     workers = machine.cores() if workers is None else workers
     if not 1 <= seeds <= SEEDS:
@@ -51,15 +60,14 @@ def run(
     if workers < 1:
         raise UsageError(f"--workers: expected 1 or more, received {workers}")
     folder = out / FILE.format(recipe=recipe).removesuffix(".json")
-    made = dict(_trained(folder, asked, data, pixels, seeds, workers))
+    made = dict(_trained(folder, asked, source, pixels, seeds, workers))
     runs = [made[seed] for seed in range(seeds)]
     return _write(out / FILE.format(recipe=recipe), model, recipe, runs)
 
 
 def _asked(model: str, recipe: str, hold_out: int, limit: int | None, change: tuple[str, ...]) -> dict[str, Any]:
     """The options of `train` that every seed shares, checked before the first one begins."""
-    models.recipe(model, recipe)  # UsageError if there is none
-    known = models.recipes(model)[recipe]
+    known = dataclasses.asdict(models.recipe(model, recipe))
     numbers = dict(_number(each, known) for each in change)
     asked = {"model": model, "recipe": recipe, "hold_out": hold_out, "limit": limit, "train_threads": 1}
     asked = {**asked, "device": "auto", "precision": "auto", **numbers}
@@ -79,7 +87,7 @@ def _number(text: str, known: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _trained(
-    folder: Path, asked: dict[str, Any], data: Path, pixels: dict[str, str], seeds: int, workers: int
+    folder: Path, asked: dict[str, Any], data: str, pixels: dict[str, str], seeds: int, workers: int
 ) -> Iterator[tuple[int, Artifact]]:
     """Each seed with its checkpoint: those on record at once, the others as they are done."""
     epochs = recipes.options(**asked, seed=0)["epochs"]
@@ -101,7 +109,7 @@ def _trained(
             try:
                 for job in as_completed(jobs):
                     made = job.result()
-                    console.say(f"seed {jobs[job]}: {made.facts['test_accuracy']:.2%}")
+                    console.say(f"seed {jobs[job]}: {made.facts.test_accuracy:.2%}")
                     yield jobs[job], made
             except BaseException:  # a failure, or Ctrl-C: what is finished stays, what runs has its snapshot
                 over.set()
@@ -112,10 +120,10 @@ def _trained(
 
 
 def _on_record(folder: Path, asked: dict[str, Any], seed: int, pixels: dict[str, str]) -> Artifact | None:
-    """The checkpoint of an earlier run with the same options, images and PyTorch, unaltered."""
+    """The checkpoint of an earlier run, if it is unaltered and fresh and has the same options and images."""
     path = folder / train.FILE.format(model=asked["model"])
     try:
-        found = artifact.read(path)
+        found = manifest.read(path)
     except PipelineError as error:
         if path.exists():
             console.say(f"seed {seed} is trained again: {error}")
@@ -127,12 +135,14 @@ def _on_record(folder: Path, asked: dict[str, Any], seed: int, pixels: dict[str,
                 f"{found.path}: belongs to a study with {name} {found.options.get(name)}: expected {wanted[name]}; "
                 "give this study another --out, or delete that one"
             )
-    same = pixels.items() <= found.parents.items()
-    return found if same and found.versions["torch"] == artifact.versions("torch")["torch"] else None
+    if why := chain.outdated(stages.get("train"), found, asked["model"], []):
+        console.say(f"seed {seed} is trained again: {why}")
+        return None
+    return found if pixels.items() <= found.parents.items() else None
 
 
 def _train(
-    folder: Path, asked: dict[str, Any], seed: int, data: Path, bar: Any, running: list, over: threading.Event
+    folder: Path, asked: dict[str, Any], seed: int, data: str, bar: Any, running: list, over: threading.Event
 ) -> Artifact:
     """One training in a process of its own, which ends with this one: its stderr is a pipe to here."""
     words = [asked["model"], "--seed", seed, "--out", folder, "--data", data]
@@ -153,47 +163,50 @@ def _train(
             epochs += text.startswith(MEASURED)
         if process.wait():
             raise PipelineError(f"seed {seed}: its training ended with exit code {process.returncode}: {last}")
-    made = artifact.read(folder / train.FILE.format(model=asked["model"]))
+    made = manifest.read(folder / train.FILE.format(model=asked["model"]))
     bar.update(made.options["epochs"] - epochs)  # those that an earlier run had done
     return made
 
 
 def _write(path: Path, model: str, recipe: str, runs: list[Artifact]) -> Artifact:
     """The study: every seed's accuracy, what they sum up to, and what the checkpoints say of how they were made."""
-    options = {name: value for name, value in runs[0].options.items() if name != "seed"}
-    gate, n = models.card(model)["gate"], runs[0].facts["reference"]["n"]
-    shares = [each.facts["test_accuracy"] for each in runs]
-    facts = {
-        "recipe": recipe,
-        "numbers": options,
-        "measured_on": runs[0].facts["reference"]["name"],
-        "n": n,
-        "gate": gate,
-        "accuracies": [round(100 * share, 4) for share in shares],
-        **statistics.summary([100 * share for share in shares]),
-        "share_over_gate": sum(share >= gate for share in shares) / len(shares),
-        "wilson": [100 * bound for bound in statistics.wilson(round(sum(shares) / len(shares) * n), n)],
-        "checkpoints": [each.sha256 for each in runs],
-        "versions": runs[0].versions,
-        "machine": {name: value for name, value in machine.describe().items() if name != "load"},
-    }
-    content = (json.dumps(facts, indent=1) + "\n").encode()
-    parents = runs[0].parents
-    return artifact.write(
-        path, content, kind=KIND, parents=parents, options=options, versions=runs[0].versions, facts=facts
+    options = {name: value for name, value in runs[0].options.items() if name not in ("seed", "images")}
+    gate, n = models.get(model).gate, runs[0].facts.reference.n
+    shares = [each.facts.test_accuracy for each in runs]
+    return manifest.write(
+        path,
+        None,
+        facts=kinds.Study(
+            recipe=recipe,
+            numbers=options,
+            measured_on=runs[0].facts.reference.name,
+            n=n,
+            gate=gate,
+            accuracies=[round(100 * share, 4) for share in shares],
+            **statistics.summary([100 * share for share in shares]),
+            share_over_gate=sum(share >= gate for share in shares) / len(shares),
+            wilson=[100 * bound for bound in statistics.wilson(round(sum(shares) / len(shares) * n), n)],
+            checkpoints=[each.sha256 for each in runs],
+            versions=runs[0].versions,
+            machine=msgspec.structs.replace(machine.describe(), load=None),
+        ),
+        parents=runs[0].parents,
+        options=options,
+        versions=runs[0].versions,
+        code=code.digest(__name__),
     )
 
 
 def show(study: Artifact) -> None:
     """The seeds and what they sum up to."""
     facts = study.facts
-    rows = [[str(seed), f"{accuracy:.2f} %"] for seed, accuracy in enumerate(facts["accuracies"])]
-    console.table(["seed", "accuracy"], rows, title=f"recipe {facts['recipe']}, last epoch, {facts['measured_on']}")
-    low, high = (min(max(bound, 0), 100) for bound in facts["mean_interval"])  # of two seeds, it would go beyond
-    interval = "unknown" if facts["deviation"] is None else f"{low:.3f} – {high:.3f} %"
-    console.result(f"mean {facts['mean']:.3f} %, 95 % interval over seeds {interval}")
-    deviation = "unknown" if facts["deviation"] is None else f"{facts['deviation']:.3f}"
-    console.result(f"standard deviation {deviation}, least {facts['least']:.2f}, most {facts['most']:.2f} %")
-    console.result(f"{facts['share_over_gate']:.0%} of the runs reach {facts['gate']:.2%}")
-    low, high = facts["wilson"]
-    console.result(f"what {facts['n']:,} images can tell of such a network: {low:.2f} – {high:.2f} % (Wilson, 95 %)")
+    rows = [[str(seed), f"{accuracy:.2f} %"] for seed, accuracy in enumerate(facts.accuracies)]
+    console.table(["seed", "accuracy"], rows, title=f"recipe {facts.recipe}, last epoch, {facts.measured_on}")
+    low, high = (min(max(bound, 0), 100) for bound in facts.mean_interval)  # of two seeds, it would go beyond
+    interval = "unknown" if facts.deviation is None else f"{low:.3f} – {high:.3f} %"
+    console.result(f"mean {facts.mean:.3f} %, 95 % interval over seeds {interval}")
+    deviation = "unknown" if facts.deviation is None else f"{facts.deviation:.3f}"
+    console.result(f"standard deviation {deviation}, least {facts.least:.2f}, most {facts.most:.2f} %")
+    console.result(f"{facts.share_over_gate:.0%} of the runs reach {facts.gate:.2%}")
+    low, high = facts.wilson
+    console.result(f"what {facts.n:,} images can tell of such a network: {low:.2f} – {high:.2f} % (Wilson, 95 %)")

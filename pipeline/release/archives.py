@@ -1,4 +1,4 @@
-"""A release's folder in, one archive with the same bytes whenever the files have the same out; and back again.
+"""Pack a release's folder into one archive, the same bytes whenever the files are the same; and unpack it safely.
 
 Sorted names, no times, no owners.
 """

@@ -1,4 +1,4 @@
-"""A release's files as bytes in, a folder with SHA256SUMS out, put in an earlier one's place; and its check."""
+"""A release's folder with its SHA256SUMS: written aside, put in an earlier one's place, and checked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from pipeline.artifact import sidecar
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.records import manifest
 
 SUMS, SIGNATURE, TEST_SET = "SHA256SUMS", "model.sig", "test-set.npz"
 EARLIER = "earlier"  # an earlier release, while it is being replaced
@@ -70,7 +70,7 @@ def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
     """
     _put_back(folder)
     move = "move it or give another --out"
-    if archive.exists() and not (archive.is_file() and sidecar(archive).is_file()):
+    if archive.exists() and not (archive.is_file() and manifest.claimed_kind(archive) == "release"):
         raise UsageError(f"{archive}: is there already and was not made by `pipeline ship`: {move}")
     if not folder.exists():
         return

@@ -1,25 +1,26 @@
-"""A release's folder in, what holds about it out: every byte, who signed, and that its proof is about these files."""
+"""What holds about a release: every byte, who signed it, and that its proof is about these files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pipeline import artifact, schema
-from pipeline.errors import CheckFailed
+import msgspec
+
+from pipeline.errors import CheckFailed, reason
+from pipeline.records import disk, kinds
 from pipeline.release import contents, files, signing, triton
 
 ABOUT = "release.json"
 
-PublicKey = Annotated[Path | None, "Public key (PEM), had from elsewhere, of whoever should have signed."]
-AllowUnverified = Annotated[bool, "Accept a release that says of itself that it is unverified."]
+PublicKey = Annotated[Path | None, "PEM public key of the expected signer, obtained out of band."]
+AllowUnverified = Annotated[bool, "Accept a release that is marked as unverified."]
 
 
 def inspect(
     folder: Path, public_key: Path | None, identity: str | None = None, issuer: str | None = None
-) -> dict[str, Any]:
-    """What holds about a release's folder: its files, who signed, what it says of itself, proven again from records."""
+) -> kinds.ReleaseCheck:
+    """Check a release's folder: its files, its signature, what it says of itself, and its proof, from the records."""
     files.expect_release(folder)
     files.names(folder)  # no links: what is checked is what lies here
     if public_key:
@@ -28,47 +29,45 @@ def inspect(
         signing.verify_keyless(folder, identity, issuer)
     digests = files.check(folder)
     about = _about(folder)
-    against = _against(folder, about) if about["format"] == "folder" else triton.against(folder, about["model"])
-    if against and about["verified"]:
+    against = _against(folder, about) if about.format == "folder" else triton.against(folder, about.model)
+    if against and about.verified:
         raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
-    return {
-        **{name: about[name] for name in ("model", "version", "format", "verified", "against")},
-        "files": len(digests),
-        "not_looked_at": sorted(path.name for path in folder.iterdir() if path.name in files.IGNORED),
-        "sums_sha256": artifact.digest(folder / files.SUMS),
-        "signature": "checked"
-        if public_key or identity
-        else "not checked"
-        if (folder / files.SIGNATURE).is_file()
-        else "none",
-    }
+    signature = "not checked" if (folder / files.SIGNATURE).is_file() else "none"
+    return kinds.ReleaseCheck(
+        model=about.model,
+        version=about.version,
+        format=about.format,
+        verified=about.verified,
+        against=about.against,
+        files=len(digests),
+        not_looked_at=sorted(path.name for path in folder.iterdir() if path.name in files.IGNORED),
+        sums_sha256=disk.digest(folder / files.SUMS),
+        signature="checked" if public_key or identity else signature,
+    )
 
 
-def accept(release: Path, facts: dict[str, Any], allow_unverified: bool) -> None:
+def accept(release: Path, facts: kinds.ReleaseCheck, allow_unverified: bool) -> None:
     """CheckFailed if a release says of itself that nothing proves it, and that isn't accepted."""
-    if not facts["verified"] and not allow_unverified:
+    if not facts.verified and not allow_unverified:
         raise CheckFailed(
-            f"{release}: is marked as unverified: {'; '.join(facts['against'])}; --allow-unverified accepts it"
+            f"{release}: is marked as unverified: {'; '.join(facts.against)}; --allow-unverified accepts it"
         )
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    wrong = f"{folder / ABOUT}: expected what `pipeline ship` says of a release"
+def _about(folder: Path) -> kinds.About:
     try:
-        about = json.loads((folder / ABOUT).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckFailed(wrong) from error
-    if (part := schema.first_wrong(schema.RELEASE, about, "release")) is not None:
-        raise CheckFailed(f"{wrong}: {part} isn't as in one")
-    if about["verified"] is not (not about["against"]):
-        raise CheckFailed(f"{wrong}: it is verified or something stands against it")
-    return about
+        return msgspec.json.decode((folder / ABOUT).read_bytes(), type=kinds.About)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CheckFailed(f"{folder / ABOUT}: is not what `pipeline ship` writes: {reason(error)}") from error
 
 
-def _against(folder: Path, about: dict[str, Any]) -> list[str]:
+def _against(folder: Path, about: kinds.About) -> list[str]:
     """What stands against a release by its records. CheckFailed if it says that it is another model than they say."""
     found = contents.gather(folder)
-    for name, received in (("model", found.model["name"]), ("version", found.model["version"])):
-        if about[name] != received:
-            raise CheckFailed(f"{folder / ABOUT}: says {name} {about[name]}: expected {received}, as on record")
+    for name, said, received in (
+        ("model", about.model, found.model.name),
+        ("version", about.version, found.model.version),
+    ):
+        if said != received:
+            raise CheckFailed(f"{folder / ABOUT}: says {name} {said}: expected {received}, as on record")
     return found.against

@@ -1,4 +1,4 @@
-"""A release's records in, an in-toto statement out: what was made, from which pixels and code, how, and by whom.
+"""An in-toto statement of a release: what was made, from which pixels and code, how, and by whom.
 
 The form is SLSA's: https://slsa.dev/spec/v1.0/provenance in https://github.com/in-toto/attestation. It has no time of
 its own, so the same release has the same bytes. Without a signature it is a claim like any other.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline import artifact
+from pipeline.records import disk, manifest
 from pipeline.release.contents import Contents
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -35,7 +35,7 @@ def statement(contents: Contents, files: Mapping[str, bytes], builder: str, veri
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"model": contents.model["name"], "verified": verified},
+                "externalParameters": {"model": contents.model.name, "verified": verified},
                 "internalParameters": {each.name: step(each) for each in line},
                 "resolvedDependencies": [
                     *({"name": name, "digest": {"sha256": sha}} for name, sha in sorted(pixels.items())),
@@ -49,7 +49,7 @@ def statement(contents: Contents, files: Mapping[str, bytes], builder: str, veri
     }
 
 
-def step(made: artifact.Artifact) -> dict[str, Any]:
+def step(made: manifest.Artifact) -> dict[str, Any]:
     """How one file was made."""
     return {
         "kind": made.kind,
@@ -57,6 +57,7 @@ def step(made: artifact.Artifact) -> dict[str, Any]:
         "from": made.parents,
         "options": made.options,
         "versions": made.versions,
+        "code": made.code,
     }
 
 
@@ -64,7 +65,7 @@ def code() -> dict[str, Any]:
     """The code that ships: a digest over its Python files, and the revision where it lies in a git checkout."""
     root = Path(pipeline.__file__).parents[1]
     sources = sorted(path for name in SOURCES for path in (root / name).rglob("*.py"))
-    lines = "".join(f"{artifact.digest(path)}  {path.relative_to(root).as_posix()}\n" for path in sources)
+    lines = "".join(f"{disk.digest(path)}  {path.relative_to(root).as_posix()}\n" for path in sources)
     found: dict[str, Any] = {"name": "code", "digest": {"sha256": hashlib.sha256(lines.encode()).hexdigest()}}
     if revision := _git(root, "rev-parse", "HEAD"):
         found["digest"]["gitCommit"] = revision

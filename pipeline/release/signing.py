@@ -1,4 +1,4 @@
-"""A release's folder in, an OpenSSF model signature out, and its check: `model-signing`, with a key or keyless."""
+"""Sign a release's folder and check its signature: OpenSSF `model-signing`, with a key or keyless."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline import installs
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.machine import extras as installs
 from pipeline.release.files import SIGNATURE
 
 # By the names that OpenSSL and cryptography have for them; model-signing knows no others.

@@ -1,4 +1,4 @@
-"""Forms in, the files of a Triton Inference Server model repository out: one model a form, version 1.
+"""A Triton Inference Server model repository of the forms: one model a form, version 1.
 
 The format: https://docs.nvidia.com/deeplearning/triton-inference-server/ (model repository, model configuration).
 Dimensions and types are read off each file, so that the configuration can't say other than the model.
@@ -6,11 +6,13 @@ Dimensions and types are read off each file, so that the configuration can't say
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pipeline import artifact, onnx_file
-from pipeline.artifact import Artifact
+import msgspec
+
+from pipeline.graph import load as onnx_file
+from pipeline.records import disk, kinds, manifest
+from pipeline.records.manifest import Artifact
 from pipeline.stages import verify
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
@@ -36,11 +38,11 @@ def files(forms: list[Artifact]) -> dict[str, bytes]:
     found = {}
     for form in forms:
         name = form.name.removesuffix(".onnx").replace(".", "_")
-        labels = "\n".join(form.facts["model"]["classes"]) + "\n"
+        labels = "\n".join(form.facts.model.classes) + "\n"
         found |= {
             f"{name}/config.pbtxt": config(name, form).encode(),
             f"{name}/labels.txt": labels.encode(),
-            f"{name}/1/model.onnx": artifact.content(form),
+            f"{name}/1/model.onnx": manifest.content(form),
         }
     return found
 
@@ -63,14 +65,13 @@ def _tensor(value: onnx_file.ValueInfoProto) -> tuple[str, str, list[int]]:
 def against(folder: Path, model: str) -> list[str]:
     """What stands against a repository of a model: a verification that is missing, failed, or about something else."""
     try:
-        proof = json.loads((folder / verify.FILE).read_bytes())
-        proven = {row["sha256"] for row in proof["rows"]}
-        passed = proof["passed"] is True and not proof["failures"] and proof["model"] == model
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        proof = msgspec.json.decode((folder / verify.FILE).read_bytes(), type=kinds.Verification)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return [f"{verify.FILE}: missing or no verification: expected the proof of these files"]
+    proven, passed = {row.sha256 for row in proof.rows}, proof.passed and not proof.failures and proof.model == model
     found = [] if passed else [f"{verify.FILE}: failed, or is about another model than {model}"]
     models = sorted(folder.glob("*/*/model.onnx"))
     for path in models:
-        if (sha := artifact.digest(path)) not in proven:
+        if (sha := disk.digest(path)) not in proven:
             found.append(f"{path.relative_to(folder)}: was not verified: received sha256 {sha}")
     return found if models else ["there is no model in it"]

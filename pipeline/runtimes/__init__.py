@@ -1,39 +1,21 @@
-"""What can run a form of the model: one file a runtime, found by listing this folder.
-
-A runtime file offers the same verbs as the others:
-
-    READS: dict[str, tuple[str, ...]]     which kinds of artifact, and in which modes each ("" if there is one way)
-    load(artifact, *, mode="", threads=None) -> Session, a context manager
-    Session(images: uint8 [n, 1, 28, 28]) -> float32 logits [n, 10], host in, host out
-    Session.step(batch) -> a function of no arguments that runs one prepared request; without it, bench leaves it out
-    Session.arithmetic: str               what it really computes in, for a person
-    PACKAGES: tuple[str, ...]             distributions whose versions go on record
-    PROVIDERS                             modes that are asked for by `--provider`, where it has such
-    unable(artifact) -> str | None        why this machine can't run it, where that depends on the machine
-    NEEDS: tuple[str, ...]                modules to be installed beside the base; `missing() -> str | None`: what else
-
-Nothing heavy is imported before `load`.
-"""
+"""What can run a form of the model: one file a runtime, listed in `every`; `session` has its protocol."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
-from pipeline.artifact import Artifact
+from pipeline.commands import with_defaults
 from pipeline.errors import UsageError
+from pipeline.records.manifest import Artifact
+from pipeline.runtimes.session import Runtime
 
 
-def names() -> list[str]:
-    """Names of the runtimes there are, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+def every() -> list[ModuleType]:
+    """Every runtime; a new one is a file and a name here."""
+    from pipeline.runtimes import float16, onnxruntime, pytorch, tensorrt
 
-
-def get(name: str) -> ModuleType:
-    """The runtime file called `name`, imported."""
-    return importlib.import_module(f"{__name__}.{name}")
+    return [with_defaults(module, Runtime) for module in (float16, onnxruntime, pytorch, tensorrt)]
 
 
 def readers(kind: str, provider: str | None = None) -> list[tuple[ModuleType, str]]:
@@ -41,9 +23,9 @@ def readers(kind: str, provider: str | None = None) -> list[tuple[ModuleType, st
     providers. UsageError if none does.
     """
     found = []
-    for runtime in map(get, names()):
+    for runtime in every():
         modes = runtime.READS.get(kind, ())
-        if modes and provider in getattr(runtime, "PROVIDERS", ()):
+        if modes and provider in runtime.PROVIDERS:
             modes = (provider,)
         found += [(runtime, mode) for mode in modes]
     if not found:
@@ -53,14 +35,13 @@ def readers(kind: str, provider: str | None = None) -> list[tuple[ModuleType, st
 
 def unable(artifact: Artifact) -> str | None:
     """Why no runtime on this machine can run a form, if none can."""
-    checks = [getattr(runtime, "unable", None) for runtime, _ in readers(artifact.kind)]
-    reasons = [check(artifact) if check else None for check in checks]
+    reasons = [runtime.unable(artifact) for runtime, _ in readers(artifact.kind)]
     return reasons[0] if all(reasons) else None
 
 
 def kinds() -> set[str]:
     """The kinds of artifact that some runtime runs: the forms of a model."""
-    return {kind for runtime in map(get, names()) for kind in runtime.READS}
+    return {kind for runtime in every() for kind in runtime.READS}
 
 
 def packages(some: Iterable[tuple[ModuleType, str]]) -> list[str]:

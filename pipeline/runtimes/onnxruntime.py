@@ -11,15 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import onnx_file
-from pipeline.artifact import Artifact
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.graph import load as onnx_file
+from pipeline.records.manifest import Artifact
+from pipeline.runtimes import session as base
 
 if TYPE_CHECKING:
     import numpy as np
     from onnx import GraphProto
 
-READS = {"onnx": ("cpu",), "fp16": ("cpu",)}
+READS = {"unfolded": ("cpu",), "folded": ("cpu",), "half": ("cpu",)}
 NEEDS = ("onnxruntime",)
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -27,7 +28,7 @@ NO_GRAPH = "-1"  # ONNX Runtime's gpu_graph_id for a request that is captured in
 _COMPUTE = ("Conv", "Gemm", "MatMul")  # also as parts of fused operators' names
 
 
-class Session:
+class Session(base.Session):
     """An ONNX Runtime session; `arithmetic` is read off the graph that its optimiser left, and names its provider
     unless that is the CPU."""
 
@@ -61,9 +62,6 @@ class Session:
         if provider != "cpu":
             self.arithmetic += f", {PROVIDERS[provider]}"
         (self._image,), (self._logits,) = self._session.get_inputs(), self._session.get_outputs()
-
-    def __enter__(self) -> Session:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._session = None
@@ -123,7 +121,7 @@ def _settings(provider: str, kind: str) -> dict[str, str]:
     """Of a provider. CUDA graphs for the prepared requests; float16 for TensorRT only where the file has it."""
     if provider == "cuda":
         return {"enable_cuda_graph": "1", "use_tf32": "0"}
-    return {"trt_fp16_enable": str(int(kind == "fp16"))} if provider == "tensorrt" else {}
+    return {"trt_fp16_enable": str(int(kind == "half"))} if provider == "tensorrt" else {}
 
 
 def _arithmetic(graph: GraphProto, optimised: Path | None) -> str:

@@ -1,79 +1,49 @@
-"""PyTorch: runs a checkpoint (BatchNorm and normalisation as trained) or its folded form, in float32 on the CPU."""
+"""PyTorch: runs a checkpoint as it was trained, eagerly, in float32 on the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline import artifact as artifacts
-from pipeline.artifact import Artifact
-from pipeline.errors import CheckFailed
+from pipeline.errors import CheckFailed, reason
+from pipeline.records import kinds, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.runtimes import session as base
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-READS = {"checkpoint": ("",), "folded": ("",)}
+READS = {"checkpoint": ("",)}
 NEEDS = ("torch", "safetensors")
 PACKAGES = ("torch",)
-LAYERS = {  # what a network may be made of, and the arguments that make a layer like another one
-    "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
-    "BatchNorm2d": ("num_features", "eps", "momentum", "affine", "track_running_stats"),
-    "ReLU": (),
-    "Dropout": ("p",),
-    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    "AvgPool2d": ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-}
-
-
-def describe(layers: torch.nn.Sequential) -> list[dict[str, Any]]:
-    """Each layer's class and arguments, for `build` to make a network like it. CheckFailed for others."""
-    return [_described(layer) for layer in layers]
-
-
-def _described(layer: torch.nn.Module) -> dict[str, Any]:
-    kind = type(layer).__name__
-    if kind not in LAYERS or getattr(layer, "return_indices", False):
-        raise CheckFailed(f"a layer {layer} is not one of those known here: expected {', '.join(LAYERS)}")
-    found = {"layer": kind, **{name: getattr(layer, name) for name in LAYERS[kind]}}
-    return {**found, "bias": layer.bias is not None} if kind == "Conv2d" else found
-
-
-def build(description: list[dict[str, Any]]) -> torch.nn.Sequential:
-    """The layers that `describe` told of, with weights of their own."""
-    import torch
-
-    unknown = {layer["layer"] for layer in description} - LAYERS.keys()
-    if unknown:
-        raise CheckFailed(f"a network has layers {', '.join(sorted(unknown))}: expected {', '.join(LAYERS)}")
-    made = [
-        (getattr(torch.nn, layer["layer"]), {k: v for k, v in layer.items() if k != "layer"}) for layer in description
-    ]
-    try:
-        return torch.nn.Sequential(*(kind(**arguments) for kind, arguments in made))
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise CheckFailed(f"a network has a layer that can't be: {' '.join(str(error).split())[:200]}") from error
 
 
 def network(artifact: Artifact) -> torch.nn.Module:
-    """The network in an artifact, from uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, in eval mode.
+    """The trained network of a checkpoint, in evaluation mode: normalised float32 `[n, c, h, w]` to logits.
 
-    Its layers are on record. Raises CheckFailed if the weights don't fit them.
+    It is built by the model's file and filled with the checkpoint's weights. CheckFailed if they don't fit.
     """
     import safetensors.torch
 
-    layers, card = build(artifact.facts["layers"]), artifact.facts["model"]
+    from pipeline.training import models
+
+    name = artifact.facts.model.name
+    layers = models.get(name).build()
     try:
-        layers.load_state_dict(safetensors.torch.load(artifacts.content(artifact)))
+        layers.load_state_dict(safetensors.torch.load(manifest.content(artifact)))
     except (RuntimeError, safetensors.SafetensorError) as error:
-        line = " ".join(str(error).split())
-        raise CheckFailed(f"{artifact.path}: its weights don't fit the layers on record: {line}") from error
-    return from_pixels(layers, (card["mean"], card["std"]) if artifact.kind == "checkpoint" else None)
+        raise CheckFailed(
+            f"{artifact.path}: its weights don't fit the network in {models.file(name)}: {reason(error)}"
+        ) from error
+    return layers.eval()
 
 
-def from_pixels(layers: torch.nn.Sequential, normalise: tuple[float, float] | None = None) -> torch.nn.Module:
-    """`layers` in eval mode behind a cast from uint8 pixels and, unless that is folded in, `(x / 255 - mean) / std`."""
+def from_pixels(layers: torch.nn.Module, card: kinds.ModelCard) -> torch.nn.Module:
+    """A network behind `(x / 255 - mean) / std`, from uint8 images `[n, c, h, w]` to logits `[n, classes]`."""
     import torch
+
+    mean, std = (torch.tensor(each, dtype=torch.float32).view(-1, 1, 1) for each in (card.mean, card.std))
 
     class FromPixels(torch.nn.Module):
         def __init__(self) -> None:
@@ -81,16 +51,12 @@ def from_pixels(layers: torch.nn.Sequential, normalise: tuple[float, float] | No
             self.layers = layers
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            x = images.float()
-            if normalise:
-                mean, std = normalise
-                x = (x / 255 - mean) / std
-            return self.layers(x).flatten(1)
+            return self.layers((images.float() / 255 - mean) / std).flatten(1)
 
     return FromPixels().eval()
 
 
-class Session:
+class Session(base.Session):
     """A network that is ready to run. Eager, channels-last: what one gets from PyTorch with no further work."""
 
     arithmetic = "float32"
@@ -100,11 +66,8 @@ class Session:
 
         self._torch, self._before = torch, torch.get_num_threads()
         torch.set_num_threads(threads or self._before)
-        self._network = network(artifact).to(memory_format=torch.channels_last)
-        self._path, self._input = artifact.path, artifact.facts["model"]["input"]
-
-    def __enter__(self) -> Session:
-        return self
+        self._network = from_pixels(network(artifact), artifact.facts.model).to(memory_format=torch.channels_last)
+        self._path, self._input = artifact.path, artifact.facts.model.input
 
     def __exit__(self, *_: object) -> None:
         self._torch.set_num_threads(self._before)
@@ -131,5 +94,5 @@ class Session:
 
 
 def load(artifact: Artifact, *, mode: str = "", threads: int | None = None) -> Session:
-    """A session of a checkpoint or a folded network on the CPU; there is one mode."""
+    """A session of a checkpoint on the CPU; there is one mode."""
     return Session(artifact, threads)

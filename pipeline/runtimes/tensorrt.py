@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifact as artifacts
-from pipeline import cuda
-from pipeline import tensorrt_library as library
-from pipeline.artifact import Artifact
-from pipeline.engine_fit import missing, refuse, unable
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.records import manifest
+from pipeline.records.manifest import Artifact
+from pipeline.runtimes import session as base
+from pipeline.tensorrt import bindings as library
+from pipeline.tensorrt import cuda
+from pipeline.tensorrt.compatibility import missing, refuse, unable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +27,7 @@ PACKAGES = (*library.MODULES, *cuda.PACKAGES)
 __all__ = ["PACKAGES", "READS", "Session", "load", "missing", "unable"]
 
 
-class Session:
+class Session(base.Session):
     """An engine on the GPU. Each batch size gets buffers and an execution context of its own, kept for the next time.
 
     `arithmetic` is what the layers were asserted to compute in before the build; `threads` has no meaning here.
@@ -34,7 +35,7 @@ class Session:
 
     def __init__(self, artifact: Artifact, mode: str) -> None:
         refuse(artifact)
-        content = artifacts.content(artifact)
+        content = manifest.content(artifact)
         bindings = library.load(artifact.options["runtime"])
         self._log, self._graph, self._path = library.logger(bindings), mode == GRAPH, artifact.path
         runtime = self._runtime = bindings.Runtime(self._log)
@@ -44,12 +45,9 @@ class Session:
             raise self._failed("can't be loaded")
         self._largest = artifact.options["max_batch"]
         self._input, self._output = _ends(self._engine, bindings, artifact)
-        self.arithmetic = f"{artifact.facts['element']}, {mode}"
+        self.arithmetic = f"{artifact.facts.element}, {mode}"
         self._stream = cuda.Stream()
         self._requests: dict[tuple[int, bool], _Request] = {}
-
-    def __enter__(self) -> Session:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._requests.clear()

@@ -1,20 +1,23 @@
-"""Any form of the model in, latency out: percentiles of single requests, and throughput by batch size."""
+"""Measure latency and throughput of every form: percentiles of single requests, images a second by batch size."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
-from pipeline import artifact, console, jetson, machine, runtimes, timing
-from pipeline.artifact import Artifact
+from pipeline import console, runtimes
 from pipeline.errors import UsageError
+from pipeline.machine import host as machine
+from pipeline.machine import jetson
+from pipeline.measure import timing
+from pipeline.records import code, kinds, manifest
+from pipeline.records.manifest import Artifact
 from pipeline.runtimes import tensorrt
 from pipeline.stages import OptionalOut, Provider
 
-ORDER = 70
 KIND, FILE = "latency", "latency.json"
 
 
@@ -48,26 +51,26 @@ def run(
         timing.measure(subjects, timing.ENOUGH // 12 if quick else timing.ENOUGH, board)
     board = [state for state in (*board, jetson.state()) if state]
     rows = [subject.row | timing.figures(subject) for subject in subjects]
-    found = {
-        "machine": before | {"load_after": machine.describe()["load"]},
-        "board": board,
-        "warnings": jetson.warnings(board) if board else [],
-        "threads": threads,
-        "quick": quick,
-        "unstable": [f"{row['form']} at batch {row['batch']}" for row in rows if row["variation"] > timing.UNSTABLE],
-        "rows": rows,
-        "speedup": _speedup(rows) if compare else None,
-    }
-    return artifact.write(
+    unstable = [f"{row['form']} at batch {row['batch']}" for row in rows if row["variation"] > timing.UNSTABLE]
+    return manifest.write(
         out / FILE if out else None,
-        (json.dumps(found, indent=1) + "\n").encode(),
-        kind=KIND,
+        None,
+        facts=kinds.Latency(
+            machine=msgspec.structs.replace(before, load_after=machine.describe().load),
+            board=board,
+            warnings=jetson.warnings(board) if board else [],
+            threads=threads,
+            quick=quick,
+            unstable=unstable,
+            rows=rows,
+            speedup=_speedup(rows) if compare else None,
+        ),
         parents=forms,
         options=options(
             batch=batch, threads=threads, quick=quick, compare=compare, provider=provider, no_cuda_graph=no_cuda_graph
         ),
-        versions=artifact.versions(*runtimes.packages(reader for form in forms for reader in readers[form.name])),
-        facts=found,
+        versions=manifest.versions(*runtimes.packages(reader for form in forms for reader in readers[form.name])),
+        code=code.digest(__name__),
     )
 
 
@@ -85,8 +88,8 @@ def options(*_: Artifact, provider: str, no_cuda_graph: bool, **given: Any) -> d
 
 
 def _timed(form: Artifact, provider: str, no_cuda_graph: bool) -> list[tuple]:
-    """The runtimes worth timing: those whose sessions offer a prepared request."""
-    found = [each for each in runtimes.readers(form.kind, provider) if hasattr(each[0].Session, "step")]
+    """The runtimes worth timing, each with a mode."""
+    found = [each for each in runtimes.readers(form.kind, provider) if each[0].TIMED]
     return [(runtime, mode) for runtime, mode in found if not (no_cuda_graph and mode == tensorrt.GRAPH)]
 
 
@@ -98,8 +101,7 @@ def _subjects(forms, readers, batches, threads: int, sessions: contextlib.ExitSt
             row = {"form": form.name, "kind": form.kind, "sha256": form.sha256, "runtime": runtimes.title(runtime)}
             row |= {"mode": mode, "arithmetic": session.arithmetic}
             for batch in batches:
-                gpu_step = session.gpu_step(batch) if hasattr(session, "gpu_step") else None
-                found.append(timing.Subject(row | {"batch": batch}, session.step(batch), gpu_step))
+                found.append(timing.Subject(row | {"batch": batch}, session.step(batch), session.gpu_step(batch)))
     return found
 
 
@@ -124,52 +126,47 @@ def _speedup(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def show(latency: Artifact) -> None:
     """The latency as tables for people, with a warning if the run was unstable."""
-    found = latency.facts
-    about = found["machine"]
-    title = f"{about['processor']}, {about['cores']} cores; {found['threads']} thread(s) a request; microseconds"
+    facts = latency.facts
+    about = facts.machine
+    title = f"{about.processor}, {about.cores} cores; {facts.threads} thread(s) a request; microseconds"
     percentiles = ["p50", "p90", "p99", "p99.9"]
     headers = ["form", "runtime", "batch", *percentiles, "images/s", "requests", "GPU p50", "mJ/image"]
     rows = []
-    for row in found["rows"]:
-        name = f"{row['runtime']}, {row['mode']}" if row.get("mode", "cpu") not in ("", "cpu") else row["runtime"]
-        times = [_cell(row["microseconds"].get(each)) for each in percentiles]
-        rows.append([row["form"], name, str(row["batch"]), *times, f"{row['images_per_second']:,.0f}"])
-        gpu, energy = row.get("gpu_microseconds", {}).get("p50"), row.get("millijoules_per_image")
-        rows[-1] += [f"{row['requests']:,}", _cell(gpu), _cell(energy)]
+    for row in facts.rows:
+        name = f"{row.runtime}, {row.mode}" if row.mode not in ("", "cpu") else row.runtime
+        times = [_cell(row.microseconds.get(each)) for each in percentiles]
+        rows.append([row.form, name, str(row.batch), *times, f"{row.images_per_second:,.0f}"])
+        gpu, energy = (row.gpu_microseconds or {}).get("p50"), row.millijoules_per_image
+        rows[-1] += [f"{row.requests:,}", _cell(gpu), _cell(energy)]
     for last in ("mJ/image", "GPU p50"):  # columns that this machine has nothing for
         if headers[-1] == last and all(row[-1] == "–" for row in rows):
             headers, rows = headers[:-1], [row[:-1] for row in rows]
     console.table(headers, rows, title=title, spare=("requests", "p99.9", "images/s"))
-    _show_speedup(found["speedup"])
-    _show_warnings(found)
+    _show_speedup(facts.speedup)
+    _show_warnings(facts)
 
 
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _show_speedup(speedup: list[dict[str, Any]] | None) -> None:
+def _show_speedup(speedup: list[kinds.Speedup] | None) -> None:
     if speedup:
-        ratios = [
-            [r["form"], str(r["batch"]), f"{r['median']:.2f}", "{:.2f} – {:.2f}".format(*r["quartiles"])]
-            for r in speedup
-        ]
+        ratios = [[r.form, str(r.batch), f"{r.median:.2f}", "{:.2f} – {:.2f}".format(*r.quartiles)] for r in speedup]
         console.table(
             ["form", "batch", "times faster", "quartiles"], ratios, title="against the checkpoint in PyTorch eager"
         )
 
 
-def _show_warnings(found: dict[str, Any]) -> None:
-    board = found.get("board")
-    if board:
-        console.result(
-            f"{board[0]['model']}, JetPack {board[0]['jetpack'] or '?'}, mode {board[0]['power_mode'] or '?'}"
-        )
-    for warning in found.get("warnings", []):
+def _show_warnings(facts: kinds.Latency) -> None:
+    if facts.board:
+        board = facts.board[0]
+        console.result(f"{board.model}, JetPack {board.jetpack or '?'}, mode {board.power_mode or '?'}")
+    for warning in facts.warnings:
         console.say(f"not in a state worth measuring: {warning}")
-    if found["quick"]:
+    if facts.quick:
         console.say(f"quick: fewer than the {timing.ENOUGH:,} requests that a p90 is claimed from")
-    if found["unstable"]:
+    if facts.unstable:
         console.say(
-            f"unstable: medians varied by over {timing.UNSTABLE:.1%} between rounds for {', '.join(found['unstable'])}"
+            f"unstable: medians varied by over {timing.UNSTABLE:.1%} between rounds for {', '.join(facts.unstable)}"
         )

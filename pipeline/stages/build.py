@@ -1,4 +1,4 @@
-"""ONNX file in, TensorRT engine out: strongly typed, every layer's arithmetic asserted to be the file's."""
+"""Compile an ONNX file to a strongly typed TensorRT engine, and assert that every layer computes as the file says."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pipeline import artifact, console, cuda, onnx_file
-from pipeline import tensorrt_builder as builder
-from pipeline import tensorrt_library as library
-from pipeline.artifact import Artifact
+from pipeline import console
 from pipeline.errors import UsageError
+from pipeline.graph import load as onnx_file
+from pipeline.records import code, kinds, manifest
+from pipeline.records.manifest import Artifact
 from pipeline.stages import Out, card, output
+from pipeline.tensorrt import bindings as library
+from pipeline.tensorrt import builder, cuda
 
-ORDER = 50
 KIND, FILE = "engine", "{model}.engine"
-ALSO = {"onnx": "{model}.fp32.engine"}  # kinds taken besides the chain's, and what is made of them
-ELEMENTS = {"fp16": "HALF", "onnx": "FLOAT"}
+ALSO = {"folded": "{model}.fp32.engine"}  # kinds taken besides the chain's, and what is made of them
+ELEMENTS = {"half": "HALF", "folded": "FLOAT"}
 TARGETS = "sm86,sm89,sm120"  # Ampere, Ada, Blackwell: what TensorRT for RTX builds for unless told
 
 
 def run(
-    fp16: Artifact,
+    half: Artifact,
     *,
     out: Out,
     runtime: Annotated[
@@ -66,26 +67,32 @@ def run(
     )
     bindings = library.load(asked["runtime"])
     gpu = _gpu(asked)
-    content = onnx_file.load(fp16).SerializeToString(deterministic=True)
+    content = onnx_file.load(half).SerializeToString(deterministic=True)
     plan = builder.Plan(
         **{name: value for name, value in asked.items() if name not in ("runtime", "version")},
         timing_cache=_timings(timing_cache, asked, gpu) if asked["runtime"] == "tensorrt" else None,
     )
     start = time.perf_counter()
-    element = ELEMENTS[fp16.kind]
+    element = ELEMENTS[half.kind]
     built = builder.build(
-        content, source=str(fp16.path), element=element, bindings=bindings, plan=plan, inspect=gpu is not None
+        content, source=str(half.path), element=element, bindings=bindings, plan=plan, inspect=gpu is not None
     )
     seconds = round(time.perf_counter() - start, 3)
-    facts = {"element": element, "gpu": gpu.facts() if gpu else None, "build_seconds": seconds}
-    return artifact.write(
-        output(out, ALSO.get(fp16.kind, FILE), fp16),
+    return manifest.write(
+        output(out, ALSO.get(half.kind, FILE), half),
         built.engine,
-        kind=KIND,
-        parents=[fp16],
+        facts=kinds.Engine(
+            **card(half),
+            element=element,
+            gpu=gpu.facts() if gpu else None,
+            build_seconds=seconds,
+            layers=built.layers,
+            inspected=built.inspected,
+        ),
+        parents=[half],
         options=asked,
-        versions=artifact.versions(asked["runtime"], *cuda.PACKAGES),
-        facts={**card(fp16), **facts, "layers": built.layers, "inspected": built.inspected},
+        versions=manifest.versions(asked["runtime"], *cuda.PACKAGES),
+        code=code.digest(__name__),
     )
 
 
@@ -168,16 +175,14 @@ def missing() -> str | None:
 def show(engine: Artifact) -> None:
     """Every layer with its types, and what the engine is for."""
     facts, made = engine.facts, engine.options
-    rows = [
-        [each["type"], each["name"], "/".join(each["inputs"]), "/".join(each["outputs"])] for each in facts["layers"]
-    ]
+    rows = [[each.type, each.name, "/".join(each.inputs), "/".join(each.outputs)] for each in facts.layers]
     title = f"{made['runtime']} {made['version']}, batches of 1 to {made['max_batch']}, tuned for {made['opt_batch']}"
     console.table(["layer", "name", "in", "out"], rows, title=title, spare=("name",))
-    between = [{*each["inputs"], *each["outputs"]} for each in facts["layers"] if each["type"] != "CAST"]
-    floats = {"HALF", "FLOAT", "BF16"} - {facts["element"]}
-    right = sum(facts["element"] in types and not types & floats for types in between)
-    target = facts["gpu"]["name"] if facts["gpu"] else ", ".join(made["targets"])
+    between = [{*each.inputs, *each.outputs} for each in facts.layers if each.type != "CAST"]
+    floats = {"HALF", "FLOAT", "BF16"} - {facts.element}
+    right = sum(facts.element in types and not types & floats for types in between)
+    target = facts.gpu.name if facts.gpu else ", ".join(made["targets"])
     console.result(
-        f"{right} of {len(between)} layers between the casts compute in {facts['element']}; built for {target} "
-        f"in {facts['build_seconds']:.1f} s"
+        f"{right} of {len(between)} layers between the casts compute in {facts.element}; built for {target} "
+        f"in {facts.build_seconds:.1f} s"
     )

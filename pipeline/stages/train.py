@@ -1,4 +1,4 @@
-"""Recipe in, checkpoint out: trains a model with its given schedule and keeps the last epoch's weights."""
+"""Train a model with its recipe and keep the last epoch's weights."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-import models
-from pipeline import artifact, console, dataset, snapshot, training
-from pipeline import recipe as recipes
-from pipeline.artifact import Artifact
-from pipeline.dataset import Split
-from pipeline.runtimes import pytorch
-from pipeline.stages import Data, Out
+from pipeline import console
+from pipeline.data import imagesets
+from pipeline.data.imagesets import ImageSet
+from pipeline.records import code, kinds, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.stages import Data, Out, check
+from pipeline.training import models
+from pipeline.training import recipe as recipes
+from pipeline.training import resume as snapshot
+from pipeline.training import trainer as training
 
 if TYPE_CHECKING:
     import torch
 
-ORDER = 10
 KIND, FILE = "checkpoint", "{model}.safetensors"
 NEEDS = ("torch", "safetensors")
-options = recipes.options  # what goes on record
 SNAPSHOT, HISTORY = "{model}.training.safetensors", "{model}.history.csv"
 
 
@@ -32,7 +33,7 @@ def run(
     model: str,
     *,
     out: Out,
-    data: Data,
+    data: Data = None,
     recipe: Annotated[str, "Which of the model's recipes: `pipeline show MODEL` lists them."] = "default",
     seed: Annotated[int, "Seed of everything that is random."] = 0,
     device: Annotated[Literal["auto", "cpu", "cuda"], "Where to train."] = "auto",
@@ -75,14 +76,18 @@ def run(
     ends with the same weights as an undisturbed one.
     """
     asked = recipes.options(**locals())
-    train, measured = dataset.split(data, asked["hold_out"], asked["limit"])
+    trained = check.model(model)
+    train, measured = imagesets.split(
+        data or trained.data, trained.input, trained.classes, asked["hold_out"], asked["limit"]
+    )
     how = {name: asked[name] for name in ("device", "precision")}
     how["threads"] = asked["train_threads"]
-    trainer = training.Trainer(models.get(model), recipes.numbers(model, recipe, asked), seed, **how)
+    trainer = training.Trainer(trained, recipes.numbers(model, recipe, asked), seed, **how)
     kept = out / SNAPSHOT.format(model=model)
     network, predictions, history = _epochs(trainer, train, measured, kept, asked, resume)
     import safetensors.torch
 
+    asked |= {"images": train.digests}
     path, weights = out / FILE.format(model=model), safetensors.torch.save(training.weights(network))
     # The checkpoint last: with it on record, training is done, and these are its curves.
     parents = {path.name: hashlib.sha256(weights).hexdigest()}
@@ -93,8 +98,8 @@ def run(
 
 
 def _epochs(
-    trainer: training.Trainer, train: Split, measured: Split, kept: Path, asked: dict, resume: bool | None
-) -> tuple[torch.nn.Sequential, np.ndarray, list[dict[str, Any]]]:
+    trainer: training.Trainer, train: ImageSet, measured: ImageSet, kept: Path, asked: dict, resume: bool | None
+) -> tuple[torch.nn.Module, np.ndarray, list[dict[str, Any]]]:
     """Train to the end, with a snapshot after every epoch but the last; the network, its answers, all figures."""
     begun, history = snapshot.resume(kept, asked, resume)
     for network, figures, state in trainer.fit(train.images, train.labels, begun):
@@ -111,42 +116,56 @@ def _epochs(
 def _write(
     path: Path,
     weights: bytes,
-    network: torch.nn.Sequential,
-    train: Split,
-    measured: Split,
+    network: torch.nn.Module,
+    train: ImageSet,
+    measured: ImageSet,
     predictions: np.ndarray,
     history: list[dict[str, Any]],
     asked: dict[str, Any],
 ) -> Artifact:
     """The checkpoint: weights, and on record all that later stages need to know of model and training."""
-    return artifact.write(
+    return manifest.write(
         path,
         weights,
-        kind=KIND,
+        facts=kinds.Checkpoint(
+            model=models.get(asked["model"]).card(asked["model"]),
+            reference=_reference(measured, predictions),
+            layers=[kinds.Layer(**row) for row in models.layers(network, train.images.shape[1:])],
+            batch_norms=sum("BatchNorm" in type(each).__name__ for each in network.modules()),
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            train_accuracy=history[-1]["train_accuracy"],
+            test_accuracy=history[-1]["test_accuracy"],
+        ),
         parents=train.digests,
         options=asked,
-        versions=artifact.versions("torch", "safetensors", "numpy"),
-        facts={
-            "model": models.card(asked["model"]),
-            "reference": _reference(measured, predictions),
-            "layers": pytorch.describe(network),
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "train_accuracy": history[-1]["train_accuracy"],
-            "test_accuracy": history[-1]["test_accuracy"],
-        },
+        versions=manifest.versions("torch", "safetensors", "numpy"),
+        code=code.digest(__name__, *sources(asked["model"])),
     )
 
 
-def _reference(test: Split, predictions: np.ndarray) -> dict[str, Any]:
+def options(model: str, *, data: str | None = None, **asked: Any) -> dict[str, Any]:
+    """What a checkpoint depends on: complete options, and the digests of the images that they choose."""
+    complete, trained = recipes.options(model, **asked), models.get(model)
+    chosen = complete["hold_out"], complete["limit"]
+    images, _ = imagesets.split(data or trained.data, trained.input, trained.classes, *chosen)
+    return {**complete, "images": images.digests}
+
+
+def sources(model: str) -> tuple[Path, ...]:
+    """Files besides this module's imports that have a say in a checkpoint: the model's own."""
+    return (models.file(model),)
+
+
+def _reference(test: ImageSet, predictions: np.ndarray) -> kinds.Reference:
     """The answers that every later form is held against: with the labels, the wrong ones tell all of them."""
     wrong = (predictions != test.labels).nonzero()[0]
-    return {
-        "name": test.name,
-        "sha256": test.digests,
-        "n": len(test),
-        "correct": len(test) - len(wrong),
-        "wrong": {str(index): int(predictions[index]) for index in wrong},
-    }
+    return kinds.Reference(
+        name=test.name,
+        digests=test.digests,
+        n=len(test),
+        correct=len(test) - len(wrong),
+        wrong={str(index): int(predictions[index]) for index in wrong},
+    )
 
 
 def _write_history(path: Path, history: list[dict[str, Any]], parents: dict[str, str], asked: dict[str, Any]) -> None:
@@ -154,13 +173,20 @@ def _write_history(path: Path, history: list[dict[str, Any]], parents: dict[str,
     table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(history)
-    artifact.write(path, text.getvalue().encode(), kind="history", parents=parents, options=asked)
+    manifest.write(
+        path,
+        text.getvalue().encode(),
+        facts=kinds.History(),
+        parents=parents,
+        options=asked,
+        code=code.digest(__name__, *sources(asked["model"])),
+    )
 
 
 def show(checkpoint: Artifact) -> None:
     """The result of a training in a line."""
     facts = checkpoint.facts
     console.result(
-        f"{facts['parameters']:,} parameters; last epoch: train accuracy {facts['train_accuracy']:.2%}, "
-        f"test accuracy {facts['test_accuracy']:.2%}"
+        f"{facts.parameters:,} parameters; last epoch: train accuracy {facts.train_accuracy:.2%}, "
+        f"test accuracy {facts.test_accuracy:.2%}"
     )

@@ -1,20 +1,20 @@
-"""Every form of the model in, verification out: the test set through each runtime, against the gate and each other."""
+"""Put the test set through every form of a model and hold the answers against the gate and against each other."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from pipeline import artifact, console, dataset, runtimes, stages, statistics
-from pipeline.artifact import Artifact
-from pipeline.dataset import Split
-from pipeline.errors import CheckFailed, UsageError
-from pipeline.stages import OptionalOut, Provider, TestData
+from pipeline import console, runtimes
+from pipeline.data import imagesets
+from pipeline.data.imagesets import ImageSet
+from pipeline.errors import UsageError
+from pipeline.measure import statistics
+from pipeline.records import code, kinds, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.stages import Data, OptionalOut, Provider, images
 
-ORDER = 60
 KIND, FILE = "verification", "verification.json"
 BATCH = 500
 SIGNIFICANT = 0.05  # McNemar's p under which a form that errs more often is worse, not unlucky
@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05  # McNemar's p under which a form that errs more often is wor
 def run(
     *forms: Artifact,
     out: OptionalOut = None,
-    data: TestData,
+    data: Data = None,
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
     provider: Provider = "cpu",
 ) -> Artifact:
@@ -32,13 +32,13 @@ def run(
     A form passes if its accuracy is at least the gate and it is not significantly worse (exact McNemar, p < 0.05) than
     the checkpoint or than the form it was made from.
 
-    Raises CheckFailed, with the verification in it, naming those that don't pass.
+    The verification's `failures` name those that don't pass, and why.
     """
     if gate is not None and not 0 <= gate <= 1:
         raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
-    split = dataset.test(data)
-    model = _one_model(forms, split)
-    gate_used = model["gate"] if gate is None else gate
+    model = _one_model(forms)
+    split = images(forms[0], data)
+    gate_used = model.gate if gate is None else gate
     used = [reader for form in forms for reader in runtimes.readers(form.kind, provider)]
     answers = [answer for form in forms for answer in _answers(form, split, provider)]
     reference = _reference(answers, forms, split)
@@ -46,66 +46,57 @@ def run(
         row | _agreement(logits, split, reference) | _step(row, logits, forms, answers, split)
         for row, logits in answers
     ]
-    failures = _ignoring(answers, split) + _spoilt(split)
+    failures = _ignoring(answers, split) + _spoilt(split, forms[0], data)
     failures += [problem for row in rows if (problem := _problem(row, gate_used, reference))]
-    found = {
-        "model": model["name"],
-        "data": {"name": split.name, "images": len(split), "sha256": split.digests},
-        "gate": gate_used,
-        "compared_with": reference["name"],
-        "passed": not failures,
-        "failures": failures,
-        "rows": rows,
-    }
-    made = artifact.write(
+    return manifest.write(
         out / FILE if out else None,
-        (json.dumps(found, indent=1) + "\n").encode(),
-        kind=KIND,
+        None,
+        facts=kinds.Verification(
+            model=model.name,
+            data=kinds.TestSet(name=split.name, images=len(split), digests=split.digests),
+            gate=gate_used,
+            compared_with=reference["name"],
+            passed=not failures,
+            failures=failures,
+            rows=rows,
+        ),
         parents={form.name: form.sha256 for form in forms} | split.digests,
-        options=options(data=data, gate=gate, provider=provider),
-        versions=artifact.versions("numpy", "scipy", *runtimes.packages(used)),
-        facts=found,
+        options=options(*forms, data=data, gate=gate, provider=provider),
+        versions=manifest.versions("numpy", "scipy", *runtimes.packages(used)),
+        code=code.digest(__name__),
     )
-    if failures:
-        raise CheckFailed("; ".join(failures), artifact=made)
-    return made
 
 
-def options(*_: Artifact, data: Path, gate: float | None, provider: str = "cpu", **__: Any) -> dict[str, Any]:
+def options(
+    *forms: Artifact, data: str | None = None, gate: float | None = None, provider: str = "cpu", **_: Any
+) -> dict[str, Any]:
     """What a verification depends on besides the forms."""
-    return {"gate": gate, "data": dataset.digests(data)} | ({"provider": provider} if provider != "cpu" else {})
+    return {"gate": gate, "data": images(forms[0], data).digests} | (
+        {"provider": provider} if provider != "cpu" else {}
+    )
 
 
-def _one_model(forms: tuple[Artifact, ...], split: Split) -> dict[str, Any]:
-    """The card of the model that all of these are forms of; UsageError if there is none, or the images don't fit it."""
+def _one_model(forms: tuple[Artifact, ...]) -> kinds.ModelCard:
+    """The card of the model that all of these are forms of; UsageError if there is none."""
     if not forms:
         raise UsageError(
             "nothing to verify: expected a form of a model, or a folder with one; `pipeline run` makes them"
         )
     for form in forms:
         runtimes.readers(form.kind)
-    cards = [form.facts["model"] for form in forms]
+    cards = [form.facts.model for form in forms]
     for form, card in zip(forms, cards, strict=True):
-        if card["name"] != cards[0]["name"]:
-            raise UsageError(
-                f"{form.path}: is a form of {card['name']}: expected {cards[0]['name']}, as the others are"
-            )
+        if card.name != cards[0].name:
+            raise UsageError(f"{form.path}: is a form of {card.name}: expected {cards[0].name}, as the others are")
     if len({form.name for form in forms}) < len(forms):
         raise UsageError(f"{', '.join(str(form.path) for form in forms)}: two files of one name; expected one of each")
     for form in forms:
-        if form.facts["reference"] != forms[0].facts["reference"]:
+        if form.facts.reference != forms[0].facts.reference:
             raise UsageError(f"{form.path}: comes from another training than {forms[0].path}; verify them one by one")
-    shape, classes = list(split.images.shape[1:]), len(cards[0]["classes"])
-    if shape != cards[0]["input"]:
-        raise UsageError(f"{split.name}: images are {shape}: {cards[0]['name']} expects {cards[0]['input']}")
-    if not (split.labels.min() >= 0 and split.labels.max() < classes):
-        raise UsageError(
-            f"{split.name}: labels go from {split.labels.min()} to {split.labels.max()}: expected 0 to {classes - 1}"
-        )
     return cards[0]
 
 
-def _answers(form: Artifact, split: Split, provider: str) -> list[tuple[dict[str, Any], np.ndarray]]:
+def _answers(form: Artifact, split: ImageSet, provider: str) -> list[tuple[dict[str, Any], np.ndarray]]:
     """A row and the logits `[n, classes]` for each way there is to run a form."""
     found = []
     for runtime, mode in runtimes.readers(form.kind, provider):
@@ -121,24 +112,24 @@ def _answers(form: Artifact, split: Split, provider: str) -> list[tuple[dict[str
     return found
 
 
-def _reference(answers: list, forms: tuple[Artifact, ...], split: Split) -> dict[str, Any]:
+def _reference(answers: list, forms: tuple[Artifact, ...], split: ImageSet) -> dict[str, Any]:
     """What forms are compared with: the checkpoint if it is among them, else what it answered when it was trained,
     which every form has on record, else (on another data set) the first form.
     """
     for row, logits in answers:
         if row["kind"] == "checkpoint":
             return {"name": row["form"], "predictions": logits.argmax(1), "logits": logits}
-    recorded = forms[0].facts["reference"]
-    if recorded["sha256"] == split.digests:
+    recorded = forms[0].facts.reference
+    if recorded.digests == split.digests:
         predictions = split.labels.copy()
-        for index, answer in recorded["wrong"].items():
+        for index, answer in recorded.wrong.items():
             predictions[int(index)] = answer
         return {"name": "the checkpoint's recorded answers", "predictions": predictions, "logits": None}
     row, logits = answers[0]
     return {"name": row["form"], "predictions": logits.argmax(1), "logits": logits}
 
 
-def _agreement(logits: np.ndarray, split: Split, reference: dict[str, Any]) -> dict[str, Any]:
+def _agreement(logits: np.ndarray, split: ImageSet, reference: dict[str, Any]) -> dict[str, Any]:
     """A form's score, and how its answers differ from the reference's."""
     predictions, compared = logits.argmax(1), reference["logits"]
     right = predictions == split.labels
@@ -157,13 +148,13 @@ def _agreement(logits: np.ndarray, split: Split, reference: dict[str, Any]) -> d
     }
 
 
-def _discordant(answers: np.ndarray, others: np.ndarray, split: Split) -> tuple[int, int]:
+def _discordant(answers: np.ndarray, others: np.ndarray, split: ImageSet) -> tuple[int, int]:
     """How many images only the other ones are right on, and how many only these are."""
     right, others_right = answers == split.labels, others == split.labels
     return int((others_right & ~right).sum()), int((right & ~others_right).sum())
 
 
-def _step(row: dict, logits: np.ndarray, forms: tuple[Artifact, ...], answers: list, split: Split) -> dict[str, Any]:
+def _step(row: dict, logits: np.ndarray, forms: tuple[Artifact, ...], answers: list, split: ImageSet) -> dict[str, Any]:
     """A form against the one it was made from, if that is here: its parent's name, and McNemar's p if it is worse."""
     parents = next(form.parents for form in forms if form.name == row["form"])
     for other, before in answers:
@@ -173,17 +164,12 @@ def _step(row: dict, logits: np.ndarray, forms: tuple[Artifact, ...], answers: l
     return {"parent": None, "parent_p": 1.0}
 
 
-def _spoilt(split: Split) -> list[str]:
-    """Why a set of one's own is no test set; that it can't be held against the training images, where that is so, is
-    said."""
-    if split.digests == dataset.TEST:
+def _spoilt(split: ImageSet, form: Artifact, data: str | None) -> list[str]:
+    """Reasons why the set is invalid for testing, unless it is the one that the model was measured on when trained."""
+    card = form.facts.model
+    if split.digests == form.facts.reference.digests:
         return []
-    seen = dataset.training_images(stages.DEFAULTS["data"])
-    if seen is None:
-        console.say(
-            f"{split.name}: not held against MNIST's training images, which aren't in {stages.DEFAULTS['data']}/ here"
-        )
-    return dataset.spoilt(split, seen)
+    return imagesets.spoilt(split, (data or card.data, card.data), card.input, card.classes)
 
 
 def _largest(difference: np.ndarray) -> float | None:
@@ -191,7 +177,7 @@ def _largest(difference: np.ndarray) -> float | None:
     return largest if np.isfinite(largest) else None
 
 
-def _ignoring(answers: list, split: Split) -> list[str]:
+def _ignoring(answers: list, split: ImageSet) -> list[str]:
     """Forms that don't look at their input: on a set with one label, such a one could pass any gate."""
     if (split.images == split.images[:1]).all():
         return []
@@ -217,19 +203,19 @@ def _problem(row: dict[str, Any], gate: float, reference: dict[str, Any]) -> str
 
 def show(verification: Artifact) -> None:
     """The verification as a table for people."""
-    found = verification.facts
+    facts = verification.facts
     rows = [
         [
-            row["form"],
-            f"{row['runtime']}: {row['arithmetic']}",
-            f"{row['bytes'] / 1000:.1f} KB",
-            f"{row['accuracy']:.2%}",
-            f"{row['interval'][0]:.2%} – {row['interval'][1]:.2%}",
-            str(row["differ"]),
-            f"{row['mcnemar_p']:.3g}",
-            "–" if row["largest_logit_difference"] is None else f"{row['largest_logit_difference']:.2g}",
+            row.form,
+            f"{row.runtime}: {row.arithmetic}",
+            f"{row.bytes / 1000:.1f} KB",
+            f"{row.accuracy:.2%}",
+            f"{row.interval[0]:.2%} – {row.interval[1]:.2%}",
+            str(row.differ),
+            f"{row.mcnemar_p:.3g}",
+            "–" if row.largest_logit_difference is None else f"{row.largest_logit_difference:.2g}",
         ]
-        for row in found["rows"]
+        for row in facts.rows
     ]
     headers = [
         "form",
@@ -241,7 +227,7 @@ def show(verification: Artifact) -> None:
         "McNemar p",
         "logits within",
     ]
-    title = f"{found['data']['name']}, {found['data']['images']:,} images; compared with {found['compared_with']}"
+    title = f"{facts.data.name}, {facts.data.images:,} images; compared with {facts.compared_with}"
     console.table(headers, rows, title=title, spare=("size", "logits within", "McNemar p", "95 % interval"))
-    verdict = "passed" if found["passed"] else "FAILED"
-    console.result(f"{verdict}: gate {found['gate']:.2%}")
+    verdict = "passed" if facts.passed else "FAILED"
+    console.result(f"{verdict}: gate {facts.gate:.2%}")

@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.data import imagesets
+from pipeline.data.imagesets import ImageSet
+
 # The chain that is worked on, and how `pipeline run` makes it: real MNIST, one epoch, a minute.
-SMALL = ("--epochs", "1", "--batch-size", "128", "--gate", "0.9", "--quick", "--batch", "1")
+SMALL = ("--epochs", "1", "--limit", "6000", "--batch-size", "32", "--gate", "0.8", "--quick", "--batch", "1")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,11 @@ class Place:
 
     chain: Path
     release: Path
-    data: Path
+    data: str
+
+    def images(self, part: str = "test") -> ImageSet:
+        """MNIST's "train" or "test" images."""
+        return imagesets.load(self.data, part, (1, 28, 28), tuple("0123456789"))
 
 
 @dataclass

@@ -8,7 +8,8 @@ import threading
 
 import numpy as np
 
-from pipeline import artifact, dataset, load
+from pipeline import load
+from pipeline.records import manifest
 from pipeline.stages import verify
 from tests.hardening import Place, Row
 
@@ -18,7 +19,7 @@ ALWAYS, A_ROUND = 4 << 20, 50 << 10
 
 def run(place: Place, scale: float) -> list[Row]:
     """Sessions opened and closed, requests, verifications, threads."""
-    images = dataset.test(place.data).images[:20]  # with few, memory in use stays small beside what a leak would add
+    images = place.images().images[:20]  # with few, memory in use stays small beside what a leak would add
     return [
         _sessions(place, images, round(60 * scale)),
         _verifications(place, round(20 * scale)),
@@ -71,14 +72,14 @@ def _verifications(place: Place, rounds: int) -> Row:
     import tempfile
     from pathlib import Path
 
-    form, test = artifact.read(place.chain / "mnist_cnn.onnx"), dataset.test(place.data)
+    form, test = manifest.read(place.chain / "mnist_cnn.onnx"), place.images()
     with tempfile.TemporaryDirectory() as scratch:
         few = Path(scratch) / "few.npz"
         np.savez(few, images=test.images[:500], labels=test.labels[:500])
-        expected = verify.run(form, data=few, gate=0.5).sha256
+        expected = verify.run(form, data=str(few), gate=0.5).sha256
 
         def once() -> str | None:
-            same = verify.run(form, data=few, gate=0.5).sha256 == expected
+            same = verify.run(form, data=str(few), gate=0.5).sha256 == expected
             return None if same else "another verification than the first time"
 
         return _flat(Row("long run", "verifications in one process"), rounds, once)

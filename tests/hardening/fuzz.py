@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import dataset
 from pipeline.errors import PipelineError
 from tests.hardening import Place, Row, targets
 
@@ -93,7 +92,7 @@ def _target(name: str, count: int, given: Place) -> Row:
         targets.seeds(name, chain, release, data, place / "seeds")
         if (release.parent / "pub.pem").is_file():
             shutil.copy(release.parent / "pub.pem", place)
-        few = dataset.test(data)
+        few = given.images()
         np.savez(place / "few.npz", images=few.images[:5], labels=few.labels[:5])
         while done < count:
             line = [sys.executable, "-m", "tests.hardening.fuzz", name, str(done), str(count - done), scratch]

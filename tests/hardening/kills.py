@@ -15,11 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline import artifact, chain
+from pipeline import chain
+from pipeline.records import disk, manifest
 from tests.hardening import SMALL, Place, Row
 
 ROOT = Path(__file__).parents[2]
-MEASURED = ("latency.json", "mnist_cnn.engine")  # and their records
+MEASURED = ("latency.json", "mnist_cnn.engine", manifest.FILE)  # the last has the others' digests
 
 
 def run(place: Place, scale: float) -> list[Row]:
@@ -39,7 +40,7 @@ def run(place: Place, scale: float) -> list[Row]:
 
 
 def _start(place: Place, folder: Path) -> subprocess.Popen:
-    line = [sys.executable, "-m", "pipeline", "run", "--data", str(place.data), "--out", str(folder), *SMALL]
+    line = [sys.executable, "-m", "pipeline", "run", "--data", place.data, "--out", str(folder), *SMALL]
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -51,7 +52,7 @@ def _finish(running: subprocess.Popen) -> str | None:
 def _digests(folder: Path) -> dict[str, str]:
     """Every file's digest, records of measurements aside; hidden and temporary files count, too."""
     return {
-        path.relative_to(folder).as_posix(): artifact.digest(path)
+        path.relative_to(folder).as_posix(): disk.digest(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(MEASURED) and path.suffix != ".log"
     }
@@ -62,8 +63,8 @@ def _killed(place: Place, folder: Path, after: float, expected: dict[str, str]) 
     time.sleep(after)
     running.send_signal(signal.SIGKILL)
     running.communicate()
-    for path in artifact.recorded(folder) if folder.is_dir() else []:
-        artifact.read(path)  # what has a record is whole: no stage is trusted that did not finish
+    for path in manifest.recorded(folder) if folder.is_dir() else []:
+        manifest.read(path)  # what has a record is whole: no stage is trusted that did not finish
     if said := _finish(_start(place, folder)):
         return f"killed after {after:.2f} s, run again: {said}"
     return _compared(folder, expected, f"killed after {after:.2f} s")

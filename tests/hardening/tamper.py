@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pipeline import artifact, lookup
+from pipeline import chain as chains
 from pipeline.errors import PipelineError
+from pipeline.records import manifest
 from pipeline.release import files, inspection
 from tests.hardening import Place, Row
 
@@ -32,9 +33,7 @@ def _altered(path: Path, wanted: float, row: Row, notices) -> None:
             notices()
             row.note(f"{path.name}: byte {at} was not noticed")
         except PipelineError as error:
-            row.note(
-                None if path.name.removesuffix(".json") in str(error) else f"{path.name}: {at}: not named: {error}"
-            )
+            row.note(None if path.name in str(error) else f"{path.name}: {at}: not named: {error}")
     path.write_bytes(before)
 
 
@@ -43,10 +42,11 @@ def _records(place: Place, wanted: float) -> Row:
     row = Row("tampering", "artifacts and records, a byte changed")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(shutil.copytree(place.chain, Path(scratch) / "chain"))
-        for path in artifact.recorded(folder):
-            for each in (path, artifact.sidecar(path)):
-                _altered(each, wanted, row, lambda path=path: artifact.read(path))
-        lookup.forms(folder)  # and whole again, it is fine
+        for path in manifest.recorded(folder):
+            _altered(path, wanted, row, lambda path=path: manifest.read(path))
+        recorded = manifest.recorded(folder)
+        _altered(folder / manifest.FILE, 10 * wanted, row, lambda: [manifest.read(path) for path in recorded])
+        chains.forms(folder)  # and whole again, it is fine
     return row
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -15,10 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import artifact, dataset, lookup, mnist, pictures, recipe, runtimes
-from pipeline.release import archives, contents, files, inspection, pages, signing
+from pipeline import chain as chains
+from pipeline import runtimes
+from pipeline.data import idx, imagesets, mnist, pictures
+from pipeline.data.imagesets import ImageSet
+from pipeline.records import kinds, manifest
+from pipeline.release import archives, contents, files, inspection, signing
+from pipeline.release.report import pages
+from pipeline.stages import card
+from pipeline.training import models, recipe
 from tests.hardening import mutate
 
+DIGITS = tuple("0123456789")
+CARD = models.get("mnist_cnn").card("mnist_cnn")
 SHARES = {  # of the inputs: readers behind which native code lies get more
     "idx": 1.5, "idx.gz": 0.5, "npz": 1, "pickle": 1.5, "checkpoint": 1.5, "record": 2, "onnx": 2, "fp16": 2,
     "engine": 0.5, "report": 1.5, "archive": 1, "release": 1, "picture": 2, "signature": 0.5, "options": 1.5,
@@ -28,29 +38,32 @@ MEASURED = {"confusion": [[1]], "calibration": {"bins": [], "error": 0.0}, "mist
 
 def rewritten(path: Path, chance: random.Random, structure: bool) -> None:
     """Damage a file or its record's facts, and give it a record whose digests fit."""
-    made = artifact.recall(path)
-    raw, record = path.read_bytes(), made.record()
-    if structure:
+    records = json.loads((path.parent / manifest.FILE).read_text())
+    raw, record = path.read_bytes(), {key: each for key, each in records[path.name].items() if key != "record_sha256"}
+    report = path.suffix == ".json"
+    if structure and report:
+        raw = (json.dumps(mutate.tree(chance, json.loads(raw)), indent=1) + "\n").encode()
+    elif structure:
         record = mutate.tree(chance, record)
     else:
         raw = mutate.content(chance, raw)
     if isinstance(record, dict):
-        if chance.random() < 0.9:
-            record |= {"sha256": artifact.hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
-        if path.suffix == ".json" and isinstance(record.get("facts"), dict):
-            raw = (json.dumps(record["facts"], indent=1) + "\n").encode()
-            record["sha256"] = artifact.hashlib.sha256(raw).hexdigest()
-        record.pop("record_sha256", None)
-        artifact.sidecar(path).write_bytes(artifact._serialise(record))
-    else:
-        artifact.sidecar(path).write_bytes(json.dumps(record).encode())
+        if report or chance.random() < 0.9:
+            record |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+        record["record_sha256"] = manifest._own(path.name, record)
+    records[path.name] = record
+    (path.parent / manifest.FILE).write_bytes(manifest._serialised(records))
     path.write_bytes(raw)
+
+
+def _images(path: Path) -> ImageSet:
+    return imagesets.load(str(path), "test", (1, 28, 28), DIGITS)
 
 
 def _idx(folder: Path, chance: random.Random) -> None:
     path = folder / chance.choice(("x-images-idx3-ubyte", "x-labels-idx1-ubyte"))
     path.write_bytes(mutate.content(chance, path.read_bytes()))
-    dataset.test(folder / "x-images-idx3-ubyte")
+    _images(folder / "x-images-idx3-ubyte")
 
 
 def _idx_gz(folder: Path, chance: random.Random) -> None:
@@ -58,13 +71,13 @@ def _idx_gz(folder: Path, chance: random.Random) -> None:
     raw = path.read_bytes()
     packed = gzip.compress(mutate.content(chance, raw), 1) if chance.random() < 0.5 else gzip.compress(raw, 1)
     path.write_bytes(mutate.content(chance, packed))
-    dataset.test(path)
+    _images(path)
 
 
 def _npz(folder: Path, chance: random.Random) -> None:
     path = folder / "few.npz"
     path.write_bytes(mutate.content(chance, path.read_bytes()))
-    dataset.test(path)
+    _images(path)
 
 
 def _pickle(folder: Path, chance: random.Random) -> None:
@@ -82,22 +95,22 @@ def _pickle(folder: Path, chance: random.Random) -> None:
 def _form(name: str, structure: float = 0.3) -> Callable[[Path, random.Random], None]:
     def act(folder: Path, chance: random.Random) -> None:
         rewritten(folder / name, chance, chance.random() < structure)
-        read = artifact.read(folder / name)
+        read = manifest.read(folder / name)
         for runtime, mode in runtimes.readers(read.kind):
             with runtime.load(read, mode=mode, threads=1) as session:
-                session(np.zeros([2, *read.facts["model"]["input"]], np.uint8))
+                session(np.zeros([2, *read.facts.model.input], np.uint8))
 
     return act
 
 
 def _record(folder: Path, chance: random.Random) -> None:
-    name = chance.choice(sorted(path.name for path in artifact.recorded(folder)))
-    path = artifact.sidecar(folder / name)
+    name = chance.choice(sorted(path.name for path in manifest.recorded(folder)))
+    path = folder / manifest.FILE
     if chance.random() < 0.5:
         path.write_bytes(mutate.content(chance, path.read_bytes()))
     else:
         rewritten(folder / name, chance, True)
-    lookup.forms(folder)
+    chains.forms(folder)
     contents.gather(folder)
 
 
@@ -110,8 +123,8 @@ def _report(folder: Path, chance: random.Random) -> None:
 
 
 @functools.cache
-def _few(path: Path) -> dataset.Split:
-    return dataset.test(path)
+def _few(path: Path) -> ImageSet:
+    return _images(path)
 
 
 def _archive(folder: Path, chance: random.Random) -> None:
@@ -160,8 +173,8 @@ def _signature(folder: Path, chance: random.Random) -> None:
 def _picture(folder: Path, chance: random.Random) -> None:
     path = folder / chance.choice(sorted(each.name for each in folder.iterdir()))
     path.write_bytes(mutate.content(chance, path.read_bytes()))
-    for picture in pictures.find((path,), list("0123456789"), False, []):
-        assert picture.pixels.shape == (28, 28) and picture.pixels.dtype == np.uint8
+    for picture in pictures.find((path,), CARD, False, []):
+        assert picture.pixels.shape == (1, 28, 28) and picture.pixels.dtype == np.uint8
 
 
 def _options(folder: Path, chance: random.Random) -> None:
@@ -190,14 +203,14 @@ ACTS: dict[str, Callable[[Path, random.Random], None]] = {
 }  # fmt: skip
 
 
-def seeds(target: str, chain: Path, release: Path, data: Path, folder: Path) -> None:
+def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> None:
     """The undamaged files of a target."""
     folder.mkdir()
-    few = dataset.test(data)
+    few = imagesets.load(data, "test", (1, 28, 28), DIGITS)
     some, labels = few.images[:20], few.labels[:20]
     if target.startswith("idx"):
-        (folder / "x-images-idx3-ubyte").write_bytes(mnist.idx_file(some[:, 0]))
-        (folder / "x-labels-idx1-ubyte").write_bytes(mnist.idx_file(labels.astype(np.uint8)))
+        (folder / "x-images-idx3-ubyte").write_bytes(idx.file(some[:, 0]))
+        (folder / "x-labels-idx1-ubyte").write_bytes(idx.file(labels.astype(np.uint8)))
     elif target == "npz":
         np.savez_compressed(folder / "few.npz", images=some, labels=labels)
     elif target == "pickle":
@@ -216,15 +229,16 @@ def seeds(target: str, chain: Path, release: Path, data: Path, folder: Path) -> 
         large = Image.fromarray(np.pad(np.kron(some[0, 0], np.ones((3, 3), np.uint8)), 9))
         for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp", "pgm"):
             large.save(folder / f"7.{suffix}")
-        (folder / "x-images-idx3-ubyte").write_bytes(mnist.idx_file(some[:, 0]))
+        (folder / "x-images-idx3-ubyte").write_bytes(idx.file(some[:, 0]))
     elif target != "options":
         for path in chain.iterdir():
             if path.name.startswith(("mnist_cnn", "verification", "latency")) and ".training" not in path.name:
                 shutil.copy(path, folder)
-        form = artifact.read(chain / "mnist_cnn.fp16.onnx")
-        facts = {name: form.facts[name] for name in ("model", "reference")}
+        if (chain / manifest.FILE).is_file():
+            shutil.copy(chain / manifest.FILE, folder)
+        form = manifest.read(chain / "mnist_cnn.fp16.onnx")
         options = {"runtime": "tensorrt", "version": "10.3", "version_compatible": False, "hardware_compatible": False}
         options |= {"targets": ["sm87"], "max_batch": 64, "opt_batch": 1, "dla": False}
-        gpu = {"name": "Orin", "capability": "8.7"}
-        artifact.write(folder / "mnist_cnn.engine", b"engine" * 50, kind="engine", parents=[form], options=options,
-                       facts=facts | {"gpu": gpu, "element": "HALF"})  # fmt: skip
+        gpu = kinds.Gpu(name="Orin", capability="8.7", driver="12.6")
+        facts = kinds.Engine(**card(form), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
+        manifest.write(folder / "mnist_cnn.engine", b"engine" * 50, parents=[form], options=options, facts=facts)

@@ -1,0 +1,1 @@
+"""Commands for using a published model: predict and demo."""

@@ -1,0 +1,1 @@
+"""The command line: parsing, help, error reporting and exit codes."""

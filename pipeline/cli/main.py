@@ -1,0 +1,208 @@
+"""The command line: each entry of `pipeline.commands`, and four commands about the chain. No heavy imports."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import click
+
+from pipeline import __version__, chain, commands, console, stages
+from pipeline.cli import inputs, parameters
+from pipeline.errors import CheckFailed, PipelineError
+from pipeline.machine import extras as installs
+from pipeline.records import disk, kinds, manifest
+from pipeline.training import models
+
+SHOWN = 5  # failures named in the error line; the report has all
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Commands(click.Group):
+    """The commands of `pipeline.commands`, then those below. `--help` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*commands.COMMANDS, *self.commands]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in commands.COMMANDS:
+            return module_command(name, commands.COMMANDS[name].load())
+        return self.commands.get(name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, group in commands.GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name, command.summary) for command in group])
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(110)) for name, each in self.commands.items()])
+
+
+@click.command(cls=Commands, context_settings=SETTINGS, no_args_is_help=True)
+@click.version_option(__version__, prog_name="pipeline")
+def cli() -> None:
+    """Take a trained image classifier to an edge GPU without losing accuracy on the way, and prove it.
+
+    train → export → fold → half → build → verify → bench: `pipeline run` does all of it; `pipeline ship` makes a
+    release. An .onnx from elsewhere enters by `pipeline adopt`.
+    """
+
+
+def module_command(name: str, stage: ModuleType) -> click.Command:
+    """The command of a stage or an experiment, made from the signature of its `run`."""
+
+    def callback(as_json: bool, **given: Any) -> None:
+        positional, options = inputs.gather(stage, given)
+        alone = not stage.__name__.startswith("pipeline.experiments")  # many workers may share an experiment's folder
+        with disk.held(options.get("out") if alone else None):
+            made = stage.run(*positional, **options)
+        if made and as_json:
+            console.result(json.dumps({"path": str(made.path) if made.path else None, **made.record()}, indent=1))
+        elif made:
+            stage.show(made)
+            if made.path:
+                console.result(f"{made.path}: {made.bytes:,} bytes, sha256 {made.sha256}")
+        if made:
+            _raise(made.facts.failures)
+
+    taken = [*parameters.arguments(stage), *parameters.options([stage]), parameters.json_option()]
+    text = (inspect.getdoc(stage.run) or "").partition("\n\nRaises")[0]  # that is for Python's callers
+    return click.Command(name, callback=callback, params=taken, help=text, context_settings=SETTINGS)
+
+
+def _raise(failures: Sequence[str]) -> None:
+    """CheckFailed, in a line, if there are failures."""
+    if failures:
+        more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+        raise CheckFailed("; ".join(failures[:SHOWN]) + more)
+
+
+class Run(click.Command):
+    """`run` has the options of every stage; they are only looked up when it is asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self.params:
+            every = parameters.options(map(stages.get, stages.names()))
+            force = click.Option(["--force"], is_flag=True, help="Do every stage again, whatever is on record.")
+            self.params = [parameters.model(adopted=True), *every, force, parameters.json_option()]
+        return super().get_params(ctx)
+
+
+@cli.command(cls=Run, context_settings=SETTINGS)
+def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
+    """The whole chain: every stage whose inputs or options aren't those on record. Prints the verification last."""
+    steps, failure = [], None
+    try:
+        for step in chain.run(model, force=force, **options):
+            console.say(f"{step.stage:<8}{step.state}: {step.path}")
+            steps.append(step)
+    except PipelineError as error:
+        failure = error
+    if as_json:
+        console.result(json.dumps({step.path.name: step.artifact.record() for step in steps}, indent=1))
+    else:
+        for step in sorted(steps, key=lambda step: step.artifact.kind == "verification"):
+            stages.get(step.stage).show(step.artifact)
+    if failure:
+        raise failure
+    _raise([problem for step in steps for problem in step.artifact.facts.failures])
+    if all(step.state == chain.FRESH for step in steps):
+        console.say("nothing to do: every artifact is as on record (--force makes them again)")
+
+
+@cli.command(context_settings=SETTINGS)
+@click.argument("folder", type=click.Path(path_type=Path), default=stages.DEFAULTS["out"])
+@click.option("--model", help="Which model, if the folder has several.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def status(folder: Path, model: str | None, as_json: bool) -> None:
+    """Each link of the chain in a folder: fresh, stale, missing or altered. Exits 1 if one is altered."""
+    links = chain.status(folder, model)
+    rows = [[link.stage, link.path.name, link.state, link.why] for link in links]
+    if as_json:
+        console.result(
+            json.dumps([dict(zip(("stage", "file", "state", "why"), row, strict=True)) for row in rows], indent=1)
+        )
+    else:
+        console.table(["stage", "file", "state", "why"], rows, title=str(folder))
+    chain.refuse_altered(links)
+
+
+@cli.command("models", context_settings=SETTINGS)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def list_models(as_json: bool) -> None:
+    """List the models that there are to train: files in ./models, and the project's own."""
+    cards = [models.get(name).card(name) for name in models.names()]
+    if as_json:
+        console.result(
+            json.dumps([{"name": each.name, "title": each.title, "gate": each.gate} for each in cards], indent=1)
+        )
+    else:
+        rows = [[each.name, each.title, f"{each.gate:.2%}"] for each in cards]
+        console.table(["model", "what", "gate"], rows, title="models")
+
+
+@cli.command(context_settings=SETTINGS)
+@click.argument("what", metavar="MODEL|FILE")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def show(what: str, as_json: bool) -> None:
+    """Show a model's layer table and recipes, or what is on record about an artifact."""
+    if what not in models.names() and Path(what).exists():
+        console.result(json.dumps(manifest.read(Path(what)).record(), indent=1, ensure_ascii=False))
+        return
+    model = models.get(what)
+    card, layers = model.card(what), models.layers(model.build(), model.input)
+    total = sum(row["parameters"] for row in layers)
+    if as_json:
+        console.result(json.dumps({"card": kinds.plain(card), "layers": layers, "parameters": total}, indent=1))
+        return
+    rows = [
+        [f"{row['layer']}-{number}", str(row["output"]), f"{row['parameters']:,}"]
+        for number, row in enumerate(layers, 1)
+    ]
+    console.table(["layer (type)", "output shape", "parameters"], rows, title=card.title)
+    console.result(f"Total params: {total:,}")
+    for name, recipe in model.recipes.items():
+        numbers = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(recipe).items())
+        console.result(f"Recipe {name}: {numbers}")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: every expected error becomes one line on stderr and an exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    try:
+        code = cli.main(arguments, prog_name="pipeline", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        where = error.ctx.command_path if getattr(error, "ctx", None) else "pipeline"
+        _fail(f"{error.format_message()} (see `{where} --help`)", error.exit_code)
+    except PipelineError as error:
+        _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        _fail(f"this needs {error.name}, which isn't installed: {installs.line([error.name])}", 2)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+    except (KeyboardInterrupt, click.Abort):
+        _fail(f"interrupted; {_after(next(iter(arguments or sys.argv[1:]), ''))}", 130)
+
+
+def _after(name: str) -> str:
+    """What an interrupted command leaves, and how to go on."""
+    if name == "train":
+        return "finished epochs are kept: the same command goes on with --resume"
+    if name in ("run", "study", "sweep"):
+        return "what is finished is kept: the same command goes on"
+    return "nothing half-done is left"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

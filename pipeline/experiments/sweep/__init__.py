@@ -1,0 +1,1 @@
+"""The learning-rate sweep: its command, its shared storage, trials and workers."""

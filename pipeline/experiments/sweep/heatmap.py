@@ -1,0 +1,66 @@
+"""A picture of a sweep: accuracy by learning rate and gamma."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.records import kinds
+
+
+def draw(rows: Sequence[kinds.Trial], *, grid: bool, title: str) -> bytes:
+    """A heat map of a grid, or a scatter of drawn pairs with a ring round the best.
+
+    Colours span the trials that were trained to their end. What was pruned has none: in a heat map it stands in italics
+    with the accuracy at which it was given up, in a scatter as a cross.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    whole = [100 * row.accuracy for row in rows if not row.pruned] or [100 * row.accuracy for row in rows]
+    scale = plt.Normalize(min(whole), max(max(whole), min(whole) + 0.01))
+    (_cells if grid else _points)(axes, rows, scale)
+    bar = figure.colorbar(
+        plt.cm.ScalarMappable(scale, "viridis"),
+        ax=axes,
+        extend="min" if any(row.pruned for row in rows) else "neither",
+    )
+    bar.set_label("accuracy, %")
+    best = max((row for row in rows if not row.pruned), key=lambda row: row.accuracy, default=rows[0])
+    axes.set(xlabel="learning rate", ylabel="gamma of StepLR")
+    axes.set_title(f"{title}; best {best.accuracy:.2%} at lr {best.lr:g}, gamma {best.gamma:g}")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+    plt.close(figure)
+    return file.getvalue()
+
+
+def _cells(axes: Any, rows: Sequence[kinds.Trial], scale: Any) -> None:
+    import numpy as np
+
+    lrs, gammas = sorted({row.lr for row in rows}), sorted({row.gamma for row in rows})
+    table = np.full((len(gammas), len(lrs)), np.nan)
+    for row in rows:
+        y, x = gammas.index(row.gamma), lrs.index(row.lr)
+        value = 100 * row.accuracy
+        table[y, x] = np.nan if row.pruned else value
+        style = {"style": "italic", "color": "gray"} if row.pruned else {}
+        if style == {}:
+            style = {"color": "black" if scale(value) > 0.6 else "white"}
+        axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=9, **style)
+    axes.imshow(table, cmap="viridis", norm=scale, origin="lower", aspect="auto")
+    axes.set_xticks(range(len(lrs)), [f"{lr:g}" for lr in lrs])
+    axes.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
+
+
+def _points(axes: Any, rows: Sequence[kinds.Trial], scale: Any) -> None:
+    for pruned, marker in ((True, "x"), (False, "o")):
+        some = [row for row in rows if row.pruned is pruned]
+        colours = {"color": "gray"} if pruned else {"c": [100 * row.accuracy for row in some], "norm": scale}
+        axes.scatter([row.lr for row in some], [row.gamma for row in some], s=70, marker=marker, **colours)
+    best = max(rows, key=lambda row: (not row.pruned, row.accuracy))
+    axes.scatter(best.lr, best.gamma, s=180, facecolors="none", edgecolors="crimson", linewidths=1.5)

@@ -1,0 +1,1 @@
+"""ONNX graphs: opening, transforming and measuring them."""

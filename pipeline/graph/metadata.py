@@ -1,0 +1,44 @@
+"""What an ONNX file says of itself: names, doc strings and properties, for those who have only the file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.records.kinds import Form
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# The lowest IR version that an operator set goes with, so that old runtimes load the file. Source: ONNX, Versioning.md.
+IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
+
+
+def describe(model: ModelProto, facts: Form, parent_sha256: str) -> ModelProto:
+    """Write the model's card and its parent's digest into the file. Shown by Netron, for example."""
+    import onnx
+
+    card, reference = facts.model, facts.reference
+    model.producer_name, model.producer_version = "edge-pipeline", card.version
+    model.ir_version = IR_VERSIONS.get(opset(model), model.ir_version)
+    model.doc_string = f"{card.title}. Raw pixels in, logits out; the prediction is the largest logit."
+    model.graph.name = card.name
+    model.graph.input[0].doc_string = card.input_meaning
+    names = ", ".join(card.classes)
+    model.graph.output[0].doc_string = f"logits of the classes {names}" if len(names) < 1000 else "logits"
+    del model.metadata_props[:]
+    properties = {
+        "name": card.name,
+        "version": card.version,
+        "licence": card.licence,
+        "classes": ",".join(card.classes),
+        "input": card.input_meaning,
+        "accuracy": f"{reference.correct / reference.n:.4f} of {reference.n} images, {reference.name}",
+        "parent_sha256": parent_sha256,
+    }
+    onnx.helper.set_model_props(model, properties)
+    return model
+
+
+def opset(model: ModelProto) -> int:
+    """The version of ONNX's own operator set that a model uses."""
+    return next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))

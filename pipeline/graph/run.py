@@ -1,0 +1,46 @@
+"""Running a graph that is in memory, by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import CheckFailed, reason
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+BATCH = 250  # images at once
+
+
+def session(model: ModelProto, name: str, threads: int | None = None) -> Any:
+    """An ONNX Runtime session of a model; `name` is what errors call it. CheckFailed if ONNX Runtime refuses it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own exceptions share no narrower public base
+        raise CheckFailed(f"{name}: ONNX Runtime can't load it: {reason(error)}") from error
+
+
+def outputs(model: ModelProto, inputs: np.ndarray, name: str, batch: int = BATCH) -> np.ndarray:
+    """The first output for inputs `[n, ...]`, computed `batch` at a time. CheckFailed if ONNX Runtime can't run it."""
+    ready = session(model, name)
+    image = ready.get_inputs()[0].name
+    try:
+        parts = [ready.run(None, {image: inputs[start : start + batch]})[0] for start in range(0, len(inputs), batch)]
+    except Exception as error:
+        raise CheckFailed(f"{name}: ONNX Runtime can't run it: {reason(error)}") from error
+    return np.concatenate(parts)
+
+
+def difference(before: np.ndarray, after: np.ndarray) -> float:
+    """Largest difference of two forms' logits `[n, classes]`, relative to the first one's largest. NaN stays NaN."""
+    if before.shape != after.shape:
+        return float("nan")
+    largest = float(np.abs(before).max()) or 1.0
+    return float(np.abs(after.astype(np.float64) - before).max()) / largest

@@ -1,0 +1,1 @@
+"""What is on record about every artifact, and how files are written."""

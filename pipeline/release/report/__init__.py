@@ -1,0 +1,1 @@
+"""The pages of a release: model card and report, with their charts."""

@@ -1,0 +1,175 @@
+"""Take an ONNX classifier from elsewhere into the chain."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from pipeline import console
+from pipeline.data import imagesets
+from pipeline.errors import CheckFailed, UsageError, reason
+from pipeline.graph import adopt, load, metadata, passes
+from pipeline.graph import run as graphs
+from pipeline.records import code, kinds, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.stages import Out, export
+
+KIND, FILE = export.KIND, export.FILE
+NEEDS = ("onnxruntime",)
+MARGIN = 0.005  # how far under the file's own accuracy its gate is, unless one is given
+TOLERANCE = 1e-4  # of the largest answer: what rounding explains
+
+
+def run(
+    file: Path,
+    *,
+    name: Annotated[str, "Name of the model: letters, digits and underscores; files are named by it."],
+    classes: Annotated[str, "Class names, separated by commas, or a text file with one a line, in the model's order."],
+    mean: Annotated[str, "Mean of the pixels scaled to 0..1: one number, or one a channel, separated by commas."],
+    std: Annotated[str, "Standard deviation of the pixels scaled to 0..1, likewise."],
+    data: Annotated[str, "Image set with labelled test images, and training images for `half`; see `train -h`."],
+    out: Out,
+    gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the file's own less 0.005."] = None,
+    title: Annotated[str | None, "What the model is, in a line; by default its name."] = None,
+    version: Annotated[str, "Version of the model."] = "1.0.0",
+    licence: Annotated[str, "Licence of the model."] = "unknown",
+    prepare: Annotated[str, "How `predict` prepares pictures: resize, or digit as MNIST's."] = "resize",
+) -> Artifact:
+    """Adopt an ONNX file: float32 image input, NCHW or NHWC, opset 7 or later, fixed or free batch, Softmax or not.
+
+    The adopted graph takes raw uint8 pixels; its answers are compared with the file's own in ONNX Runtime over the
+    whole test set. They are the reference that all later forms are held against, and the file's sha256 is the parent.
+    Then `pipeline fold`, `half`, `build`, `verify`, `bench` and `ship` work as for a trained model.
+
+    Raises CheckFailed, naming what stands in the way, for a graph that the chain can't take.
+    """
+    content = _content(file)
+    names = _classes(classes)
+    source = adopt.parse(content, str(file))
+    (channels, height, width), channels_last, batch = adopt.image_input(source, str(file))
+    card = _card(
+        name=name, title=title or name, version=version, licence=licence, data=str(data), classes=names, gate=gate or 0,
+        input=[channels, height, width], mean=_numbers("mean", mean, channels), std=_numbers("std", std, channels),
+        input_meaning=f"raw uint8 pixels, {channels} × {height} × {width}, no normalisation: that is in the graph",
+        prepare=prepare,
+    )  # fmt: skip
+    activation, opset = adopt.last_activation(source), metadata.opset(load.parse(content, str(file)))
+    model = passes.strip(adopt.adopt(source, card.mean, card.std, len(names), str(file)))
+    split = imagesets.load(data, "test", card.input, card.classes)
+    expected = _answers(content, card, channels_last, batch, split.images, str(file))
+    logits = graphs.outputs(model, split.images, str(file))
+    difference = graphs.difference(expected, _activated(logits, activation))
+    if not difference <= TOLERANCE:
+        raise CheckFailed(
+            f"{file}: adopted, an answer differs from the file's own by {difference:.3g} of the largest: expected "
+            f"{TOLERANCE:g} at most"
+        )
+    right = expected.argmax(1) == split.labels
+    card = msgspec.structs.replace(
+        card, gate=max(0.0, round(float(right.mean()) - MARGIN, 4)) if gate is None else gate
+    )
+    reference = kinds.Reference(
+        name=split.name, digests=split.digests, n=len(split), correct=int(right.sum()),
+        wrong={str(index): int(expected[index].argmax()) for index in np.flatnonzero(~right)},
+    )  # fmt: skip
+    facts = kinds.Unfolded(
+        model=card,
+        reference=reference,
+        opset=metadata.opset(model),
+        ir_version=metadata.IR_VERSIONS.get(metadata.opset(model), model.ir_version),
+        operators=load.operators(model),
+        batch_norms=passes.batch_norms(model),
+        difference=difference,
+        adopted=opset,
+    )
+    sha256 = hashlib.sha256(content).hexdigest()
+    metadata.describe(model, facts, sha256)
+    return manifest.write(
+        out / FILE.format(model=name),
+        model.SerializeToString(deterministic=True),
+        facts=facts,
+        parents={f"{file.name} as adopted": sha256},  # the chain's own file may have its name
+        options={"gate": gate},
+        versions=manifest.versions("onnx", "onnxruntime", "onnxruntime-gpu"),
+        code=code.digest(__name__),
+    )
+
+
+def _content(file: Path) -> bytes:
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file: expected an ONNX file")
+    return file.read_bytes()
+
+
+def _classes(text: str) -> list[str]:
+    """Class names from the option: of a file, one a line."""
+    path = Path(text)
+    if "," not in text and path.is_file():
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        names = [name.strip() for name in text.split(",")]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"--classes {text}: expected two or more different names, or a text file with one a line")
+    return names
+
+
+def _numbers(option: str, text: str, channels: int) -> list[float]:
+    try:
+        values = [float(each) for each in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--{option} {text}: expected numbers separated by commas") from None
+    if len(values) not in (1, channels):
+        raise UsageError(f"--{option} {text}: expected one number, or {channels}, one a channel")
+    return values * (channels // len(values))
+
+
+def _card(**values: object) -> kinds.ModelCard:
+    try:
+        return msgspec.convert(values, kinds.ModelCard)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"the model can't be described so: {reason(error)}") from error
+
+
+def _answers(
+    content: bytes, card: kinds.ModelCard, channels_last: bool, batch: int, images: np.ndarray, name: str
+) -> np.ndarray:
+    """The file's own answers `[n, classes]`, float32, in ONNX Runtime, to images normalised by numpy."""
+    original, parts, size = load.parse(content, name), [], batch or graphs.BATCH
+    session = graphs.session(original, name)
+    image, (mean, std) = session.get_inputs()[0].name, (np.float32(each) for each in (card.mean, card.std))
+    with console.progress(len(images), "image", "the file's own answers") as bar:
+        for start in range(0, len(images), size):
+            part = images[start : start + size].astype(np.float32)
+            part = (part / np.float32(255) - mean[:, None, None]) / std[:, None, None]
+            filled = (
+                np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.float32)]) if batch else part
+            )
+            pixels = np.ascontiguousarray(filled.transpose(0, 2, 3, 1)) if channels_last else filled
+            parts.append(session.run(None, {image: pixels})[0].reshape(len(filled), -1)[: len(part)])
+            bar.update(len(part))
+    return np.concatenate(parts)
+
+
+def _activated(logits: np.ndarray, activation: str | None) -> np.ndarray:
+    """Logits as the file gives them: behind its own Softmax or LogSoftmax, if it has one."""
+    if activation is None:
+        return logits
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    log = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return log if activation == "LogSoftmax" else np.exp(log)
+
+
+def show(adopted: Artifact) -> None:
+    """What was adopted, how near it is to the file, and its gate."""
+    facts = adopted.facts
+    accuracy = facts.reference.correct / facts.reference.n
+    operators = ", ".join(f"{count} {name}" for name, count in facts.operators.items())
+    console.result(f"opset {facts.adopted} → {facts.opset}: {operators}")
+    console.result(
+        f"accuracy {accuracy:.2%} on {facts.reference.name}, gate {facts.model.gate:.2%}; largest difference to the "
+        f"file's own answers: {facts.difference:.2g} of the largest"
+    )

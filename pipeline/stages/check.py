@@ -1,0 +1,113 @@
+"""Check a model file in seconds, before any data is touched: its fields, a forward pass, export and operators."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from pipeline import console
+from pipeline.errors import CheckFailed, reason
+from pipeline.graph import load, passes
+from pipeline.records import kinds, manifest
+from pipeline.records.manifest import Artifact
+from pipeline.stages import export
+from pipeline.training import models
+from pipeline.training.model import Model
+
+if TYPE_CHECKING:
+    import torch
+
+NEEDS = ("torch", "onnxscript", "onnxruntime")
+
+
+def run(model: str) -> Artifact:
+    """Check that a model file can be trained and taken through the chain, in seconds and without its data.
+
+    The fields of its MODEL are there, a batch passes forward and gives logits for each class, PyTorch exports it with a
+    free batch, and every operator is a standard one. `train`, `study`, `sweep` and `run` begin with the same check.
+
+    Raises UsageError for the model file, CheckFailed for the network, naming what stands in the way.
+    """
+    return manifest.write(None, None, facts=facts(model))
+
+
+def model(name: str) -> Model:
+    """The model called `name`, after it was checked."""
+    facts(name)
+    return models.get(name)
+
+
+def facts(name: str) -> kinds.Check:
+    """What a check finds out about a model."""
+    path = models.file(name)
+    return _facts(name, str(path), path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _facts(name: str, path: str, _: int) -> kinds.Check:
+    loaded = models.get(name)
+    card = loaded.card(name)
+    network = _built(loaded, path)
+    _forward(network, card, path)
+    graph = export.export(network, card, 18, path)
+    return kinds.Check(
+        model=card,
+        layers=[kinds.Layer(**row) for row in models.layers(network, card.input)],
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        batch_norms=passes.batch_norms(graph),
+        operators=load.operators(graph),
+    )
+
+
+def _built(loaded: Model, path: str) -> torch.nn.Module:
+    import torch
+
+    try:
+        network = loaded.build()
+    except Exception as error:  # whatever a model file does wrong
+        raise CheckFailed(f"{path}: network() fails: {reason(error)}") from error
+    if not isinstance(network, torch.nn.Module):
+        raise CheckFailed(f"{path}: network() gives {type(network).__name__}: expected a torch.nn.Module")
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.running_var is None:
+            raise CheckFailed(f"{path}: {name} is a BatchNorm without running statistics: expected track_running_stats")
+    taken = inspect.signature(network.forward).parameters.values()
+    needed = [each.name for each in taken if each.default is each.empty and each.kind < each.VAR_POSITIONAL]
+    if len(needed) > 1:
+        raise CheckFailed(f"{path}: the network takes {', '.join(needed)}: expected one input, the images")
+    if not any(parameter.numel() for parameter in network.parameters()):
+        raise CheckFailed(f"{path}: the network has no parameters: expected one that can be trained")
+    return network.eval()
+
+
+def _forward(network: torch.nn.Module, card: kinds.ModelCard, path: str) -> None:
+    """CheckFailed unless a batch of two gives logits `[2, classes]`, or `[2, classes, 1, 1]`."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            output: Any = network(torch.zeros(2, *card.input))
+    except Exception as error:
+        raise CheckFailed(f"{path}: a batch [2, {', '.join(map(str, card.input))}] fails: {reason(error)}") from error
+    expected = f"expected logits [2, {len(card.classes)}], one for each class"
+    if not isinstance(output, torch.Tensor):
+        kind = f"{len(output)} outputs" if isinstance(output, tuple | list | dict) else type(output).__name__
+        raise CheckFailed(f"{path}: the network gives {kind}: {expected}")
+    shape = list(output.shape)
+    if shape[:2] != [2, len(card.classes)] or any(edge != 1 for edge in shape[2:]):
+        what = (
+            " (a map for each class, as for segmentation)" if len(shape) > 2 and shape[1] == len(card.classes) else ""
+        )
+        what = " (one number, as for regression)" if shape == [2, 1] else what
+        raise CheckFailed(f"{path}: the network gives {shape}{what}: {expected}")
+
+
+def show(check: Artifact) -> None:
+    """The layer table and what the graph is made of."""
+    facts = check.facts
+    rows = [[each.layer, str(each.output), f"{each.parameters:,}"] for each in facts.layers]
+    console.table(["layer", "output shape", "parameters"], rows, title=facts.model.title)
+    console.result(f"{facts.parameters:,} parameters, {facts.batch_norms} BatchNorm")
+    console.result(f"operators: {', '.join(f'{count} {name}' for name, count in facts.operators.items())}")
+    console.result(f"{facts.model.name} can be trained and taken through the chain")

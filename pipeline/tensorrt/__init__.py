@@ -1,0 +1,1 @@
+"""TensorRT and CUDA: bindings, engine building, precision and compatibility checks."""

@@ -1,0 +1,70 @@
+"""TensorRT's Python bindings: which there are, imported, and what to install where there are none.
+
+`tensorrt` (10.0 and later, on a Jetson or a PC with an NVIDIA GPU) and `tensorrt_rtx`, which builds for GPUs that
+aren't there, have the same API.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.records import manifest
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+OLDEST = 10  # the first TensorRT with strongly typed networks
+INSTALL = {
+    "tensorrt": "on a Jetson it comes with JetPack: 6.1 or 6.2 (TensorRT 10.3, Python 3.10), 7.1 (10.13, Python 3.12) "
+    "or 7.2 (10.16), `sudo apt install nvidia-jetpack`, then a venv made with --system-site-packages; on a PC with an "
+    "NVIDIA GPU: pip install tensorrt; without a GPU: pip install tensorrt-rtx, and --runtime tensorrt-rtx",
+    "tensorrt-rtx": "pip install tensorrt-rtx (x86-64)",
+}
+
+
+def installed() -> list[str]:
+    """The distributions among `tensorrt` and `tensorrt-rtx` that are there, in this order; neither is imported."""
+    return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
+
+
+def chosen(runtime: str) -> str:
+    """The distribution that `--runtime` means: for "auto" the first that is installed, `tensorrt` if none is."""
+    return (installed() or ["tensorrt"])[0] if runtime == "auto" else runtime
+
+
+def version(name: str) -> str | None:
+    """The installed version of a distribution; None if there is none. Imports it only if it has no metadata."""
+    if name not in installed():
+        return None
+    return manifest.versions(name).get(name) or str(load(name).__version__)
+
+
+def load(name: str) -> ModuleType:
+    """The bindings of a distribution, imported. UsageError if they are missing, or too old to keep a precision."""
+    try:
+        bindings = importlib.import_module(MODULES[name])
+    except (ImportError, OSError) as error:  # the latter where a library of CUDA isn't found
+        raise UsageError(f"{name} isn't installed ({error}): {INSTALL[name]}") from error
+    if name == "tensorrt" and int(bindings.__version__.partition(".")[0]) < OLDEST:
+        raise UsageError(
+            f"TensorRT {bindings.__version__} has no strongly typed networks: expected {OLDEST}.0 or later, as "
+            "in JetPack 6.1 and later"
+        )
+    return bindings
+
+
+def logger(bindings: Any) -> Any:
+    """A TensorRT logger that keeps errors in its `lines`, for the one line that a person gets."""
+
+    class Log(bindings.ILogger):
+        def __init__(self) -> None:
+            bindings.ILogger.__init__(self)
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (bindings.ILogger.Severity.ERROR, bindings.ILogger.Severity.INTERNAL_ERROR):
+                self.lines.append(" ".join(message.split()))
+
+    return Log()

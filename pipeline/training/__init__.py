@@ -1,0 +1,1 @@
+"""Training a network: recipe, trainer, oneDNN step and snapshots."""

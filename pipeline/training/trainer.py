@@ -1,0 +1,209 @@
+"""Train a network epoch by epoch; training can continue after any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline import console
+from pipeline.data.imagesets import ImageSet
+from pipeline.machine import host as machine
+from pipeline.training.augmentation import augment, is_on
+from pipeline.training.model import Model, Recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+CHUNK = 6144  # images augmented at once: large enough to be fast, small enough to stay in tens of megabytes
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A recipe of a model, to be trained on a device ("cpu", "cuda") in a precision ("float32", "bfloat16")."""
+
+    model: Model
+    recipe: Recipe
+    seed: int
+    device: str = "cpu"
+    precision: str = "float32"
+    threads: int = 1  # of the processor; another number sums in another order
+    quiet: bool = False  # no progress bar
+
+    def fit(
+        self, images: np.ndarray, labels: np.ndarray, state: dict[str, Any] | None = None
+    ) -> Iterator[tuple[torch.nn.Module, dict[str, float], dict[str, Any]]]:
+        """Train on uint8 images `[n, c, h, w]` with integer labels `[n]`, one epoch a step.
+
+        Yields after every epoch the network, that epoch's figures, and the state from which a later call
+        continues as if it never had stopped: every epoch draws its random numbers from (seed, epoch) alone.
+        """
+        import torch
+
+        from pipeline.training import onednn
+
+        _deterministic()
+        machine.keep_freed_memory()
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(self.seed)
+        network = self.model.build(self.recipe.dropout).to(self.device)
+        kind = getattr(torch, self.precision)
+        how = network, kind, self.recipe.momentum, self.recipe.label_smoothing
+        step = onednn.Step(*how) if self.device == "cpu" and onednn.usable(network, kind) else _Step(*how)
+        if state:
+            network.load_state_dict(state["weights"])
+            for index, buffer in enumerate(step.momentum):
+                buffer.copy_(state["momentum"][index])
+        pixels, targets = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).long().to(self.device)
+        for epoch in range(state["epoch"] if state else 0, self.recipe.epochs):
+            network.train()
+            figures = self._epoch(step, pixels, targets, epoch)
+            momentum = dict(enumerate(map(_alone, step.momentum)))
+            yield network, figures, {"weights": weights(network), "momentum": momentum, "epoch": epoch + 1}
+
+    def _epoch(
+        self,
+        step: Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]],
+        pixels: torch.Tensor,
+        targets: torch.Tensor,
+        epoch: int,
+    ) -> dict[str, float]:
+        """One pass over all images; gives its figures. Shows loss, batch, accuracy and it/s on the way."""
+        import torch
+
+        torch.manual_seed((self.seed << 16) + epoch)  # dropout's
+        size, n = self.recipe.batch_size, len(pixels)
+        batches = -(-n // size) - (n > size and n % size == 1)
+        loss_sum, correct = (torch.zeros((), dtype=kind, device=self.device) for kind in (torch.float32, torch.int64))
+        with console.progress(batches, "it", f"epoch {epoch + 1}", quiet=self.quiet) as bar:
+            for number, (x, y) in enumerate(self._batches(pixels, targets, epoch)):
+                loss, logits = step(x, y, learning_rate(self.recipe, epoch + number / batches))
+                loss_sum += loss * len(y)
+                correct += (logits.argmax(1) == y).sum()
+                if bar.update() or number + 1 == batches:
+                    accuracy = 100 * correct.item() / min((number + 1) * size, n)
+                    text = f"Loss={loss.item():.6f} Batch_id={number} Accuracy={accuracy:.2f}"
+                    bar.set_description(text, refresh=False)
+        return {
+            "epoch": epoch + 1,
+            "lr": learning_rate(self.recipe, epoch),
+            "train_loss": loss_sum.item() / n,
+            "train_accuracy": correct.item() / n,
+        }
+
+    def _batches(
+        self, pixels: torch.Tensor, targets: torch.Tensor, epoch: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Augmented, normalised float32 batches `[b, c, h, w]` and their targets `[b]`, in the epoch's own order.
+
+        Augmented by the chunk of whole batches, since one call a batch costs more.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed((self.seed << 16) + epoch)
+        strength = augmentation(self.recipe, epoch)
+        order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
+        size = self.recipe.batch_size
+        for chunk in order.split(max(1, CHUNK // size) * size):
+            x = pixels[chunk].float() / 255
+            if strength > 0 and (self.model.augment or is_on(self.recipe)):
+                x = (self.model.augment or augment)(x, generator, self.recipe, strength)
+            x = normalised(x, self.model)
+            yield from zip(_batches(x, size), _batches(targets[chunk], size), strict=True)
+
+
+class _Step:
+    """What `onednn.Step` does, for any network and device, by autograd."""
+
+    def __init__(self, network: torch.nn.Module, kind: torch.dtype, momentum: float, label_smoothing: float) -> None:
+        import torch
+
+        self._network, self._kind = network.to(memory_format=torch.channels_last), kind
+        self._loss = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self._optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=momentum)
+        for parameter in network.parameters():  # made now, to be saved and loaded like the other step's
+            self._optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.momentum = [entry["momentum_buffer"] for entry in self._optimizer.state.values()]
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        self._optimizer.param_groups[0]["lr"] = lr
+        with torch.autocast(images.device.type, self._kind, enabled=self._kind is not torch.float32):
+            logits = self._network(images.contiguous(memory_format=torch.channels_last)).flatten(1).float()
+        loss = self._loss(logits, targets)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach(), logits.detach()
+
+
+def learning_rate(recipe: Any, epochs: float) -> float:
+    """The learning rate after so many epochs (with a fraction). Schedule "step": PyTorch's StepLR; "linear": up from 0
+    over the share `warmup` of the training, then down to 0."""
+    if recipe.schedule == "step":
+        return recipe.lr * recipe.gamma ** (int(epochs) // recipe.step_size)
+    done = epochs / recipe.epochs
+    return recipe.lr * (done / recipe.warmup if done < recipe.warmup else (1 - done) / (1 - recipe.warmup))
+
+
+def augmentation(recipe: Any, epoch: int) -> float:
+    """How much of the recipe's augmentation an epoch gets: `ease` times as much after each learning-rate step, or,
+    with the linear schedule, less from epoch to epoch until the last one has `ease` of it."""
+    if recipe.schedule == "step":
+        return recipe.ease ** (epoch // recipe.step_size)
+    return 1 - (1 - recipe.ease) * epoch / max(recipe.epochs - 1, 1)
+
+
+def _deterministic() -> None:
+    """Float32 that is float32, and the same kernels every time, where there is a CUDA device."""
+    import torch
+
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def measure(model: Model, network: torch.nn.Module, test: ImageSet, device: str) -> tuple[float, np.ndarray]:
+    """Mean cross-entropy and predictions `[n]` of a network in evaluation mode, in float32."""
+    import torch
+    import torch.nn.functional as F
+
+    def ready(images: torch.Tensor) -> torch.Tensor:
+        return normalised(images.to(device).float() / 255, model).contiguous(memory_format=torch.channels_last)
+
+    _deterministic()
+    network.eval()
+    with torch.inference_mode():
+        parts = torch.from_numpy(test.images).split(250)
+        logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
+        return F.cross_entropy(logits, torch.from_numpy(test.labels)).item(), logits.argmax(1).numpy()
+
+
+def normalised(pixels: torch.Tensor, model: Model) -> torch.Tensor:
+    """Pixels from 0 to 1, float32 `[n, c, h, w]`, less the model's mean and divided by its deviation, in place."""
+    import torch
+
+    card = model.card("model")
+    mean, std = (torch.tensor(each, device=pixels.device).view(-1, 1, 1) for each in (card.mean, card.std))
+    return pixels.sub_(mean).div_(std)
+
+
+def _batches(values: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Batches of `size`; one image that would be left alone joins the last, since BatchNorm can't train on one."""
+    parts = list(values.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [values[(len(parts) - 2) * size :]]
+    return parts
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A network's parameters and statistics by name, on the CPU, each in memory of its own."""
+    return {name: _alone(tensor) for name, tensor in network.state_dict().items()}
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU that shares no memory, as safetensors wants it."""
+    import torch
+
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

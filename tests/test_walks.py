@@ -1,0 +1,283 @@
+"""Other networks, other images and files from elsewhere, from the first command to a shipped release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import command, one_line
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from support import light
+
+from pipeline.data import imagesets
+from pipeline.errors import CheckFailed
+from pipeline.graph import adopt as passes
+from pipeline.records import manifest
+from pipeline.stages import adopt
+
+COLOURS = ("red", "green", "blue")
+MODEL = """
+from torch import nn
+from torchvision import models
+from pipeline import Model, Recipe
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                                   nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+    def forward(self, images):
+        x = self.stem(images)
+        return self.head(x + self.block(x))
+
+MODEL = Model(title="Colours", data="{data}", input=(3, 64, 64), classes=("red", "green", "blue"),
+              mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), gate={gate}, network={network},
+              recipes={{"default": Recipe(epochs=1, batch_size=8, lr=0.01, rotation=5.0)}})
+"""
+
+
+def pictures(folder: Path, train: int, test: int) -> Path:
+    """Class folders of pictures in which one colour is strongest, each of a size of its own."""
+    chance = np.random.default_rng(0)
+    for part, count in (("train", train), ("test", test)):
+        for label, name in enumerate(COLOURS):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                size = (*chance.integers(50, 90, 2), 3)
+                pixels = chance.integers(0, 140, size)
+                pixels[..., label] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+def walked(tmp_path: Path, network: str, train: int, test: int) -> Path:
+    """`run` and `ship` of a network on class folders; gives the folder of artifacts."""
+    pictures(tmp_path / "colours", train, test)
+    (tmp_path / "models").mkdir()
+    text = MODEL.format(data="colours", gate=0.0, network=network)
+    (tmp_path / "models/colours.py").write_text(text)
+    ran = command("run", "colours", "--quick", "--batch", "1", "--headroom", "2", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    shipped = command("ship", cwd=tmp_path)
+    assert shipped.returncode == 0 and "verified" in shipped.stdout, shipped.stderr
+    checked = command("verify-release", "release/colours-1.0.0", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    return tmp_path / "out"
+
+
+def assert_proven(out: Path, norms: int, left: int) -> None:
+    """Every BatchNorm accounted for, fold exact, float16 near, every layer of the engine HALF."""
+    folded, half, engine = (manifest.read(out / f"colours{end}") for end in (".onnx", ".fp16.onnx", ".engine"))
+    assert (folded.facts.batch_norms, folded.facts.batch_norms_left) == (norms, left)
+    assert folded.facts.difference < 1e-4 and half.facts.difference < 0.05
+    assert "BatchNormalization" not in folded.facts.operators
+    between = [layer for layer in engine.facts.layers if layer.type not in ("CAST", "SHAPE", "CONSTANT")]
+    compute = [layer for layer in between if layer.type in ("CONVOLUTION", "MATRIX_MULTIPLY")]
+    assert compute and all(layer.inputs[0] == layer.outputs[0] == "HALF" for layer in compute)
+    rows = manifest.read(out / "verification.json").facts.rows
+    assert {row.form for row in rows} == {
+        f"colours{end}" for end in (".safetensors", ".unfolded.onnx", ".onnx", ".fp16.onnx")
+    }
+    assert all(row.finite for row in rows)
+
+
+def test_a_residual_rgb_network_on_class_folders_is_shipped(tmp_path):
+    out = walked(tmp_path, "Residual", 8, 6)
+    assert_proven(out, 3, 0)
+    release = tmp_path / "release/colours-1.0.0"
+    card = (release / "MODEL_CARD.md").read_text() + (release / "report.html").read_text()
+    assert "igit" not in card and "MNIST" not in card
+    packed = imagesets.load(str(release / "test-set.npz"), "test", (3, 64, 64), COLOURS)
+    assert packed.digests == manifest.read(out / "colours.onnx").facts.reference.digests, (
+        "all three channels are packed"
+    )
+    deployed = command("deploy", release, "--runtime", "none", "--quick", "--batch", "1", "--out", tmp_path / "device")
+    assert deployed.returncode == 0, deployed.stderr
+    predicted = command("predict", tmp_path / "colours/test", "--model", release / "colours.onnx", "--json")
+    facts = json.loads(predicted.stdout)["facts"]
+    assert facts["labelled"] == 18 and facts["correct"] == manifest.read(out / "colours.onnx").facts.reference.correct
+    assert "is no model of digits" in one_line(command("demo", "--model", release / "colours.onnx", "--port", "0"), 2)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("network", "norms", "left"),
+    [("lambda: models.resnet18(num_classes=3)", 20, 0), ("lambda: models.mobilenet_v3_small(num_classes=3)", 34, 0),
+     ("lambda: models.densenet121(num_classes=3)", 121, 62)],
+)  # fmt: skip
+def test_torchvisions_networks_are_shipped(tmp_path, network, norms, left):
+    assert_proven(walked(tmp_path, network, 30, 20), norms, left)
+
+
+def classifier(tmp_path: Path, *, last: str = "Softmax", layout: str = "NCHW", batch: int = 1, opset: int = 9) -> Path:
+    """A small ONNX file as another tool might have written it: fixed batch, Softmax, weights among the inputs."""
+    chance = np.random.default_rng(0)
+    weights = {"w": chance.normal(0, 0.2, (6, 3, 3, 3)), "v": chance.normal(0, 0.5, (6, 3)), "b": np.zeros(3)}
+    shape = [batch, 3, 16, 16] if layout == "NCHW" else [batch, 16, 16, 3]
+    nodes = [helper.make_node("Transpose", ["images"], ["x"], perm=[0, 3, 1, 2])] if layout == "NHWC" else []
+    nodes += [helper.make_node("Conv", ["x" if nodes else "images", "w"], ["c"], pads=[1, 1, 1, 1]),
+              helper.make_node("Relu", ["c"], ["r"]), helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+              helper.make_node("Reshape", ["p", "s"], ["f"]),
+              helper.make_node("Gemm", ["f", "v", "b"], ["scores" if last else "logits"])]  # fmt: skip
+    if last:
+        nodes.append(helper.make_node(last, ["scores"], ["logits"], axis=1))
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    tensors.append(numpy_helper.from_array(np.array([batch, 6]), "s"))
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
+    inputs += [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in tensors]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, tensors),
+                              opset_imports=[helper.make_opsetid("", opset)], ir_version=3)  # fmt: skip
+    onnx.checker.check_model(model)
+    onnx.save(model, tmp_path / "theirs.onnx")
+    return tmp_path / "theirs.onnx"
+
+
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    return pictures(tmp_path / "colours", 8, 6)
+
+
+WORDS = ["--name", "theirs", "--classes", "red,green,blue", "--mean", ".485,.456,.406", "--std", ".229,.224,.225"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"last": "LogSoftmax"}, {"last": ""}, {"layout": "NHWC"}, {"batch": 4}, {"opset": 7}, {"opset": 13}],
+    ids=str,
+)
+def test_a_file_from_elsewhere_is_adopted_in_any_form(tmp_path, colours, how):
+    file = classifier(tmp_path, **how)
+    result = command("adopt", file, *WORDS, "--data", colours, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    adopted = manifest.read(tmp_path / "out/theirs.unfolded.onnx")
+    assert (
+        adopted.facts.difference < 1e-5 and adopted.facts.adopted == how.get("opset", 9) and adopted.facts.opset == 18
+    )
+    assert adopted.parents.keys() == {"theirs.onnx as adopted"}
+    accuracy = adopted.facts.reference.correct / 18
+    assert adopted.facts.model.gate == pytest.approx(max(0, accuracy - adopt.MARGIN), abs=1e-4)
+
+
+def test_an_adopted_file_walks_the_chain_to_a_release(tmp_path, colours):
+    (tmp_path / "names.txt").write_text("red\ngreen\nblue\n")
+    words = [*WORDS[:3], tmp_path / "names.txt", *WORDS[4:], "--gate", "0.1", "--title", "Their colours"]
+    adopted = command("adopt", classifier(tmp_path), *words, "--data", colours, "--out", tmp_path / "out")
+    assert adopted.returncode == 0, adopted.stderr
+    ran = command("run", "theirs", "--out", tmp_path / "out", "--quick", "--batch", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert "train" not in ran.stderr.split(" made:")[0] and "passed: gate 10.00%" in ran.stdout
+    states = json.loads(command("status", tmp_path / "out", "--json").stdout)
+    assert {link["state"] for link in states} == {"fresh"}
+    shipped = command("ship", tmp_path / "out", "--out", tmp_path / "release")
+    assert shipped.returncode == 0, shipped.stderr
+    assert command("verify-release", tmp_path / "release/theirs-1.0.0").returncode == 0
+
+
+def changed(file: Path, change) -> Path:
+    model = onnx.load(file)
+    change(model)
+    onnx.save(model, file)
+    return file
+
+
+def _half(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+            value = next(each for each in model.graph.input if each.name == tensor.name)
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+
+
+def _second_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    model.graph.node.append(helper.make_node("Identity", ["more"], ["unused"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "code", "expected"),
+    [
+        (_half, [], 1, "has float16 weights already"),
+        (_second_input, [], 1, "has 2 inputs"),
+        (lambda model: model.opset_import[0].__setattr__("version", 6), [], 1, "operator set 6: expected 7 or later"),
+        (lambda model: None, ["--classes", "red,green"], 1, "gives scores for [3] numbers an image: expected 2"),
+        (lambda model: None, ["--mean", "1,2"], 2, "--mean 1,2: expected one number, or 3"),
+        (lambda model: None, ["--std", "x"], 2, "--std x: expected numbers"),
+        (lambda model: None, ["--classes", "red"], 2, "expected two or more different names"),
+        (lambda model: None, ["--name", "../x"], 2, "can't be described so"),
+        (lambda model: None, ["--data", ""], 2, "expected a value, received nothing"),
+        (lambda model: None, ["--data", "nowhere"], 2, "nowhere: no such file or folder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_adopted_is_one_line(tmp_path, colours, change, words, code, expected):
+    file = changed(classifier(tmp_path), change)
+    error = one_line(command("adopt", file, *WORDS, "--data", colours, "--out", tmp_path / "out", *words), code)
+    assert expected in error and not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if "squeeze" in name else pytest.mark.exhaustive) for name in light.NAMES]
+)
+def test_caffe2s_networks_are_adopted_folded_and_halved(tmp_path, name):
+    """Real files of operator set 9, with random weights: through to a verification, or refused by name."""
+    model = light.filled(name)
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 224, 224), np.uint8)
+    np.savez(
+        tmp_path / "set.npz",
+        train_images=images,
+        train_labels=np.arange(6),
+        test_images=images[:4],
+        test_labels=np.arange(4),
+    )
+    onnx.save(model, tmp_path / f"{name}.onnx")
+    (tmp_path / "names.txt").write_text("\n".join(f"c{number}" for number in range(1000)))
+    words = [
+        "--name",
+        name,
+        "--classes",
+        tmp_path / "names.txt",
+        "--mean",
+        "0.48,0.46,0.41",
+        "--std",
+        "0.23",
+        "--gate",
+        "0",
+    ]
+    out = ["--out", tmp_path / "out"]
+    adopted = command("adopt", tmp_path / f"{name}.onnx", *words, "--data", tmp_path / "set.npz", *out)
+    assert adopted.returncode == 0, adopted.stderr
+    data = ["--data", tmp_path / "set.npz"]
+    for stage in (["fold", *data], ["half", "--headroom", "2", *data], ["build", "--runtime", "tensorrt-rtx"]):
+        ran = command(*stage, *out)
+        assert ran.returncode == 0, ran.stderr[-2000:]
+    folded = manifest.read(tmp_path / f"out/{name}.onnx")
+    assert folded.facts.difference < 1e-4 and "BatchNormalization" not in folded.facts.operators
+    engine = manifest.read(tmp_path / f"out/{name}.engine").facts
+    assert all("FLOAT" not in {*layer.inputs, *layer.outputs} for layer in engine.layers if layer.type != "CAST")
+
+
+def test_a_quantised_file_is_refused_by_name(tmp_path):
+    quantised = onnx.load(classifier_with("QuantizeLinear", tmp_path))
+    with pytest.raises(CheckFailed, match="is quantised already"):
+        passes.parse(quantised.SerializeToString(), "q.onnx")
+
+
+def classifier_with(operator: str, folder: Path) -> Path:
+    nodes = [helper.make_node(operator, ["images", "scale", "zero"], ["q"]),
+             helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["logits"])]  # fmt: skip
+    tensors = [numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(np.uint8(0), "zero")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 4, 4]) for name in ("images", "logits")]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    onnx.save(
+        helper.make_model(made, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), folder / "quantised.onnx"
+    )
+    return folder / "quantised.onnx"
