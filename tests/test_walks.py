@@ -116,7 +116,15 @@ def test_torchvisions_networks_are_shipped(tmp_path, network, norms, left):
     assert_proven(walked(tmp_path, network, 30, 20), norms, left)
 
 
-def classifier(tmp_path: Path, *, last: str = "Softmax", layout: str = "NCHW", batch: int = 1, opset: int = 9) -> Path:
+def classifier(
+    tmp_path: Path,
+    *,
+    last: str = "Softmax",
+    layout: str = "NCHW",
+    batch: int = 1,
+    opset: int = 9,
+    target: str = "initializer",
+) -> Path:
     """A small ONNX file as another tool might have written it: fixed batch, Softmax, weights among the inputs."""
     chance = np.random.default_rng(0)
     weights = {"w": chance.normal(0, 0.2, (6, 3, 3, 3)), "v": chance.normal(0, 0.5, (6, 3)), "b": np.zeros(3)}
@@ -129,7 +137,11 @@ def classifier(tmp_path: Path, *, last: str = "Softmax", layout: str = "NCHW", b
     if last:
         nodes.append(helper.make_node(last, ["scores"], ["logits"], axis=1))
     tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
-    tensors.append(numpy_helper.from_array(np.array([batch, 6]), "s"))
+    reshape = numpy_helper.from_array(np.array([batch, 6]), "s")
+    if target == "Constant":
+        nodes.insert(0, helper.make_node("Constant", [], ["s"], value=reshape))
+    else:
+        tensors.append(reshape)
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)]
     inputs += [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in tensors]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])]
@@ -150,7 +162,17 @@ WORDS = ["--name", "theirs", "--classes", "red,green,blue", "--mean", ".485,.456
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"last": "LogSoftmax"}, {"last": ""}, {"layout": "NHWC"}, {"batch": 4}, {"opset": 7}, {"opset": 13}],
+    [
+        {},
+        {"last": "LogSoftmax"},
+        {"last": ""},
+        {"layout": "NHWC"},
+        {"batch": 4},
+        {"opset": 7},
+        {"opset": 13},
+        {"target": "Constant"},
+        {"target": "Constant", "batch": 4},
+    ],
     ids=str,
 )
 def test_a_file_from_elsewhere_is_adopted_in_any_form(tmp_path, colours, how):

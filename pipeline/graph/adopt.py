@@ -1,4 +1,4 @@
-"""Passes that turn an image classifier from elsewhere into a graph of the chain: uint8 images in, logits out."""
+"""Passes that make somebody else's image classifier a graph of the chain, one that maps uint8 images to logits."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def last_activation(model: ModelProto) -> str | None:
 
 
 def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classes: int, name: str) -> ModelProto:
-    """Put the chain's ends on a graph: uint8 `images` [batch, c, h, w] in, float32 `logits` [batch, classes] out.
+    """Give a graph the chain's input, uint8 `images` [batch, c, h, w], and output, float32 `logits` [batch, classes].
 
     The pixels are normalised in front, a Softmax at the end is dropped, and a fixed batch is freed. Raises CheckFailed
     if the graph does not classify into so many classes.
@@ -94,6 +94,8 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     if len(model.graph.output) != 1:
         raise CheckFailed(f"{name}: has {len(model.graph.output)} outputs: expected one, the class scores")
     _rename_own(model)
+    if batch:
+        _free_batch(model, batch)
     image, output = model.graph.input[0].name, model.graph.output[0].name
     scale, shift = (each.astype(np.float32).reshape(1, -1, 1, 1) for each in passes.normalisation(mean, std))
     front = [
@@ -106,8 +108,6 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     passes.store(model, {passes.SCALE: scale, passes.SHIFT: shift})
     nodes = [*front, *_without_activation(model)]
     nodes.append(helper.make_node("Flatten", [output], [passes.LOGITS], axis=1))
-    if batch:
-        _free_batch(model, batch)
     del model.graph.input[:], model.graph.output[:]
     shape = [passes.BATCH, channels, height, width]
     model.graph.input.append(helper.make_tensor_value_info(passes.IMAGES, TensorProto.UINT8, shape))
@@ -163,14 +163,8 @@ def _free_batch(model: ModelProto, batch: int) -> None:
         for name in targets
         if constants[name].ndim == 1 and constants[name].size and constants[name][0] == batch
     }
-    nodes = [node for node in model.graph.node if not (node.op_type == "Constant" and node.output[0] in freed)]
     passes.store(model, freed)
-    kept = list(model.graph.initializer)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    del model.graph.value_info[:]
+    passes.replace_nodes(model, [node for node in model.graph.node if not freed.keys() & set(node.output)])
 
 
 def _rename_own(model: ModelProto) -> None:
