@@ -42,7 +42,7 @@ def status(folder: Path, model: str | None = None) -> list[Link]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
     model, links = model or _model(folder), []
-    for name in _stages(folder, model):
+    for name in _stages(_adopted(folder, model)):
         links.append(_link(stages.get(name), folder, model, links))
     others = [folder / name for name in manifest.names(folder)]
     return links + [_other(path) for path in others if path not in {link.path for link in links}]
@@ -72,10 +72,10 @@ def _adopted(folder: Path, model: str) -> Artifact | None:
     return manifest.read(path) if record.facts.adopted else None
 
 
-def _stages(folder: Path, model: str) -> tuple[str, ...]:
-    """The stages of a model's chain; an adopted one's begins behind `export`."""
+def _stages(adopted: Artifact | None) -> tuple[str, ...]:
+    """The stages of a chain: all of them, or those after `export` if it begins with an adopted file."""
     names = stages.names()
-    return names[names.index("export") + 1 :] if _adopted(folder, model) else names
+    return names[names.index("export") + 1 :] if adopted else names
 
 
 def _other(path: Path) -> Link:
@@ -164,7 +164,7 @@ def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iter
     adopted = _adopted(out, model)
     made: dict[str, Artifact] = {adopted.kind: adopted} if adopted else {}
     done: set[str] = set()
-    for name in _stages(out, model):
+    for name in _stages(adopted):
         stage = stages.get(name)
         chosen = {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}
         if reason := stage.absent(**chosen):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import idx, images, sources
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, reason
 from pipeline.records.kinds import ModelCard
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
@@ -85,11 +85,10 @@ def _digit(name: str, image: np.ndarray, as_is: bool, label: str | None) -> Pict
 
 def _idx(path: Path, as_is: bool, card: ModelCard) -> Iterator[Picture]:
     """The images of an IDX file; with labels where `*labels-idx1-ubyte` lies beside it."""
-    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    pixels, names = idx.read(path), None
+    beside, pixels, names = sources.labels_beside(path), idx.read(path), None
     if pixels.ndim != 3 or not pixels.size:
         raise UsageError(f"{path}: expected images [n, height, width], received {list(pixels.shape)}")
-    if beside != path and beside.is_file():
+    if beside:
         labels, classes = idx.read(beside), card.classes
         names = [classes[label] if label < len(classes) else str(label) for label in labels.ravel()]
         if len(names) != len(pixels):
@@ -124,8 +123,7 @@ def read(path: Path) -> np.ndarray:
     except UsageError:
         raise
     except Exception as error:  # decoders of damaged files fail in any way: struct.error, SyntaxError, zlib.error...
-        line = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UsageError(f"{path}: expected a picture: {line}") from error
+        raise UsageError(f"{path}: expected a picture: {reason(error)}") from error
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:

@@ -90,10 +90,16 @@ def _idx_files(folder: Path, part: str) -> tuple[Path, Path] | None:
     return None
 
 
-def _labels(images: Path) -> Path:
-    """The labels that belong beside an IDX image file."""
+def labels_beside(images: Path) -> Path | None:
+    """The label file beside an IDX image file, by its name; None if there is none."""
     labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
-    if labels == images or not labels.is_file():
+    return labels if labels != images and labels.is_file() else None
+
+
+def _labels(images: Path) -> Path:
+    """The label file beside an IDX image file. UsageError if there is none."""
+    labels = labels_beside(images)
+    if labels is None:
         raise UsageError(
             f"{images}: expected an .npz, or an IDX file *images-idx3-ubyte with its *labels-idx1-ubyte beside it"
         )

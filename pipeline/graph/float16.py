@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.graph import passes
+from pipeline.graph import metadata, passes
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def half(model: ModelProto) -> ModelProto:
     from onnx import TensorProto, helper
 
     model = copy.deepcopy(model)
-    version = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    version = metadata.opset(model)
     wide: set[str] = set()
     for node in model.graph.node:
         formal = onnx.defs.get_schema(node.op_type, version).inputs

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.records.kinds import Form
+from pipeline.graph import load
+from pipeline.records.kinds import ModelCard, Reference
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -13,11 +14,10 @@ if TYPE_CHECKING:
 IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
 
 
-def describe(model: ModelProto, facts: Form, parent_sha256: str) -> ModelProto:
-    """Write the model's card and its parent's digest into the file. Shown by Netron, for example."""
+def describe(model: ModelProto, card: ModelCard, reference: Reference, parent_sha256: str) -> ModelProto:
+    """Write the model's card, its accuracy and its parent's digest into the file; viewers such as Netron show them."""
     import onnx
 
-    card, reference = facts.model, facts.reference
     model.producer_name, model.producer_version = "edge-pipeline", card.version
     model.ir_version = IR_VERSIONS.get(opset(model), model.ir_version)
     model.doc_string = f"{card.title}. Raw pixels in, logits out; the prediction is the largest logit."
@@ -42,3 +42,8 @@ def describe(model: ModelProto, facts: Form, parent_sha256: str) -> ModelProto:
 def opset(model: ModelProto) -> int:
     """The version of ONNX's own operator set that a model uses."""
     return next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+
+
+def facts(model: ModelProto) -> dict[str, Any]:
+    """What goes on record of every ONNX file: its operator set, IR version and operators."""
+    return {"opset": opset(model), "ir_version": model.ir_version, "operators": load.operators(model)}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 BATCH = 250  # images at once
+TOLERANCE = 1e-4  # of the largest logit: what the rounding of float32 explains
 
 
 def session(model: ModelProto, name: str, threads: int | None = None) -> Any:
@@ -44,3 +45,14 @@ def difference(before: np.ndarray, after: np.ndarray) -> float:
         return float("nan")
     largest = float(np.abs(before).max()) or 1.0
     return float(np.abs(after.astype(np.float64) - before).max()) / largest
+
+
+def check_same(before: np.ndarray, after: np.ndarray, differs: str) -> float:
+    """The `difference` of two forms' logits. CheckFailed if it is more than rounding explains.
+
+    `differs` begins the message, such as "mnist_cnn.onnx: a logit differs".
+    """
+    found = difference(before, after)
+    if not found <= TOLERANCE:
+        raise CheckFailed(f"{differs} by {found:.3g} of the largest: expected {TOLERANCE:g} at most")
+    return found

@@ -68,7 +68,7 @@ class Session(base.Session):
         return np.concatenate(logits)
 
     def step(self, batch: int) -> Callable[[], None]:
-        """A function that runs one request of `batch` images: copy in, compute, copy out, wait."""
+        """Return a function that runs the engine once on `batch` images, both copies and the wait included."""
         if batch > self._largest:
             raise UsageError(
                 f"{self._path}: takes batches of at most {self._largest}, received {batch}; build it with --max-batch"

@@ -43,7 +43,7 @@ def run(
     model = load.load(folded)
     ranges = calibration.ranges(model, stage_images(folded, data, "train").images)
     margins = _margins(str(folded.path), model, ranges, headroom)
-    half = metadata.describe(float16.half(model), folded.facts, folded.sha256)
+    half = metadata.describe(float16.half(model), folded.facts.model, folded.facts.reference, folded.sha256)
     name = f"{folded.path}, converted to float16"
     load.parse(half.SerializeToString(), name)
     if wide := float16.float32_nodes(half):
@@ -58,9 +58,7 @@ def run(
         half.SerializeToString(deterministic=True),
         facts=kinds.Half(
             **card(folded),
-            opset=metadata.opset(half),
-            ir_version=half.ir_version,
-            operators=load.operators(half),
+            **metadata.facts(half),
             difference=difference,
             margins=margins,
         ),
