@@ -109,7 +109,10 @@ def test_a_residual_rgb_network_on_class_folders_is_shipped(tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("network", "norms", "left"),
-    [("lambda: models.resnet18(num_classes=3)", 20, 0), ("lambda: models.mobilenet_v3_small(num_classes=3)", 34, 0),
+    # MobileNet's own BatchNorm has a momentum of .01: after an epoch it has hardly seen the images, and in float16 the
+    # answers to all of them are the same, which `verify` rightly refuses.
+    [("lambda: models.resnet18(num_classes=3)", 20, 0),
+     ("lambda: models.mobilenet_v3_small(num_classes=3, norm_layer=nn.BatchNorm2d)", 34, 0),
      ("lambda: models.densenet121(num_classes=3)", 121, 62)],
 )  # fmt: skip
 def test_torchvisions_networks_are_shipped(tmp_path, network, norms, left):

@@ -86,9 +86,13 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def _refuse_large(inferred: ModelProto, name: str) -> None:
-    """Raise CheckFailed for a tensor that would be too large for one image. Dimensions that are free count as one."""
+    """Raise CheckFailed for a tensor that would be too large for one image. Dimensions that are free count as one.
+
+    Weights don't count: they are as large as the file. Before IR version 4 they are inputs, too.
+    """
+    weights = {tensor.name for tensor in inferred.graph.initializer}
     for value in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]:
-        if (size := math.prod(max(each, 1) for each in shape(value))) > LARGEST:
+        if value.name not in weights and (size := math.prod(max(each, 1) for each in shape(value))) > LARGEST:
             raise CheckFailed(f"{name}: tensor {value.name} has {size:,} elements an image: the limit is {LARGEST:,}")
 
 
