@@ -12,7 +12,7 @@ from pipeline.data import imagesets
 from pipeline.data.imagesets import ImageSet
 
 # The chain that is worked on, and how `pipeline run` makes it: real MNIST, one epoch, a minute.
-SMALL = ("--epochs", "1", "--limit", "6000", "--batch-size", "32", "--gate", "0.8", "--quick", "--batch", "1")
+SMALL = ("--epochs", "1", "--limit", "6000", "--batch-size", "32", "--gate", "0.5", "--quick", "--batch", "1")
 
 
 @dataclass(frozen=True)
