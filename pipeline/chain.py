@@ -134,7 +134,7 @@ def outdated(
     for package, version in made.versions.items():
         if package != "python" and here.get(package) != version:
             return f"made with {package} {version}, here is {here.get(package, 'none')}"
-    return f"failed: {'; '.join(made.facts.failures)}" if made.facts.failures else None
+    return f"failed: {'; '.join(made.facts.failed)}" if made.facts.failed else None
 
 
 def refuse_altered(links: list[Link]) -> None:

@@ -168,7 +168,7 @@ def run(*forms: Artifact, out: OptionalOut = None, unit: Annotated[str, "A unit.
     """List the sizes."""
     text = "".join(f"{form.name} {form.bytes} {unit}\\n" for form in forms).encode()
     path = out / FILE if out else None
-    return manifest.write(path, text, facts=kinds.Picture(), parents=forms, options={"unit": unit})
+    return manifest.write(path, text, facts=Picture(), parents=forms, options={"unit": unit})
 '''
 RUNTIME = '''"""Answers zero to everything."""
 import numpy as np

@@ -16,7 +16,8 @@ from test_tensorrt import ENGINE, ORIN, device  # noqa: F401 a fixture
 from pipeline import commands, runtimes
 from pipeline.device import deploy, doctor
 from pipeline.errors import CheckFailed
-from pipeline.records import disk, kinds, manifest
+from pipeline.records import disk, manifest
+from pipeline.records.forms import Engine
 from pipeline.stages import card
 from pipeline.tensorrt import bindings as library
 
@@ -78,9 +79,7 @@ def test_deploy_on_a_device_builds_verifies_and_times_engines(device, chain, few
 
     def build(form, *, out, runtime, max_batch, target, **_):
         assert (runtime, target) == ("tensorrt", None)
-        facts = kinds.Engine(
-            **card(form), gpu=ORIN, element=deploy.build.ELEMENTS[form.kind], build_seconds=1.5, layers=[]
-        )
+        facts = Engine(**card(form), gpu=ORIN, element=deploy.build.ELEMENTS[form.kind], build_seconds=1.5, layers=[])
         name = deploy.build.ALSO.get(form.kind, deploy.build.FILE).format(model="mnist_cnn")
         options = ENGINE | {"max_batch": max_batch}
         return manifest.write(out / name, form.sha256.encode(), parents=[form], options=options, facts=facts)

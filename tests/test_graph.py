@@ -16,16 +16,16 @@ from torch import nn
 
 from pipeline.errors import CheckFailed
 from pipeline.graph import calibration, float16, load, passes, run
-from pipeline.records import kinds
+from pipeline.records.forms import ModelCard
 from pipeline.stages import export
 from pipeline.tensorrt import bindings, builder, precision
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def card(shape: tuple[int, ...], classes: int = 10) -> kinds.ModelCard:
+def card(shape: tuple[int, ...], classes: int = 10) -> ModelCard:
     names, channels = [f"c{number}" for number in range(classes)], shape[0]
-    return kinds.ModelCard(name="net", title="", version="1", licence="", data="", input=list(shape), input_meaning="",
+    return ModelCard(name="net", title="", version="1", licence="", data="", input=list(shape), input_meaning="",
                            classes=names, mean=MEAN[:channels], std=STD[:channels], gate=0.0)  # fmt: skip
 
 

@@ -12,8 +12,9 @@ from conftest import ROOT, command, flip
 
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import code, disk, kinds, manifest
+from pipeline.records.reports import History
 
-FACTS = kinds.History()
+FACTS = History()
 
 
 def make(path: Path, content: bytes = b"weights") -> manifest.Artifact:
@@ -78,7 +79,7 @@ def test_a_manifest_that_is_none_is_refused_and_can_be_made_again(tmp_path, text
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kind": "no such kind"}, {"bytes": -1}, {"sha256": "x"}, {"parents": {"../a": "0" * 64}}, {"more": 1},
+    [{"kind": "no such kind"}, {"kind": []}, {"bytes": -1}, {"sha256": "x"}, {"parents": {"../a": "0" * 64}}, {"more": 1},
      {"options": {"x": "\x1b[8m"}}, {"facts": {"more": 1}}, {"facts": 3}, {"code": "x"}],
 )  # fmt: skip
 def test_a_record_with_a_digest_that_fits_but_without_sense_is_refused(tmp_path, changes):

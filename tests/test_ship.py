@@ -12,11 +12,12 @@ from conftest import DIGITS, command, flip, one_line
 from pipeline.data import imagesets
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import disk, kinds, manifest
+from pipeline.records.reports import TestSet
 from pipeline.release import files, provenance, ship
 from pipeline.training import models
 
 NAME = "mnist_cnn-1.0.0"
-MINE = kinds.TestSet(name="mine", images=3, digests={"a": "b" * 64})
+MINE = TestSet(name="mine", images=3, digests={"a": "b" * 64})
 
 
 @pytest.fixture

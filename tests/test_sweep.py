@@ -17,7 +17,8 @@ from conftest import command, one_line, started
 from pipeline.errors import UsageError
 from pipeline.experiments.sweep import command as sweep
 from pipeline.experiments.sweep import heatmap, trials, workers
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
+from pipeline.records.reports import Trial
 
 PAIRS = [(lr, gamma) for lr in (0.02, 0.04) for gamma in (0.1, 0.5)]
 SMALL = {"epochs": 1, "limit": 256, "hold_out": 500}
@@ -221,7 +222,7 @@ def picture(monkeypatch, rows, grid: bool):
 
 def test_the_picture_shows_grids_draws_and_what_was_pruned(monkeypatch):
     rows = [
-        kinds.Trial(lr=lr, gamma=gamma, accuracy=0.98 + lr * gamma, pruned=gamma > 0.4, epochs=3, worker="host:1")
+        Trial(lr=lr, gamma=gamma, accuracy=0.98 + lr * gamma, pruned=gamma > 0.4, epochs=3, worker="host:1")
         for lr, gamma in PAIRS
     ]
     axes = picture(monkeypatch, rows, grid=True)

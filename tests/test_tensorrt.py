@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from pipeline import chain as chains
 from pipeline import runtimes
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
+from pipeline.records.devices import Gpu
+from pipeline.records.forms import Engine
 from pipeline.runtimes import onnxruntime, tensorrt
 from pipeline.stages import bench, card, verify
 from pipeline.tensorrt import bindings as library
@@ -27,7 +29,7 @@ ENGINE = {
     "version_compatible": False,
     "hardware_compatible": False,
 }
-ORIN = kinds.Gpu(name="Orin", capability="8.7", driver="12.6")
+ORIN = Gpu(name="Orin", capability="8.7", driver="12.6")
 
 
 @pytest.fixture
@@ -35,8 +37,8 @@ def engine(chain, tmp_path):
     """An engine on record as built here; its bytes mean nothing, since the GPU is none."""
     parent = manifest.read(chain / "mnist_cnn.fp16.onnx")
 
-    def make(content: bytes = b"an engine", gpu: kinds.Gpu | None = ORIN, **options) -> manifest.Artifact:
-        facts = kinds.Engine(**card(parent), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
+    def make(content: bytes = b"an engine", gpu: Gpu | None = ORIN, **options) -> manifest.Artifact:
+        facts = Engine(**card(parent), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
         path = tmp_path / "mnist_cnn.engine"
         return manifest.write(path, content, parents=[parent], options=ENGINE | options, facts=facts)
 

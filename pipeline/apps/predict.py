@@ -13,8 +13,9 @@ from pipeline.data import pictures
 from pipeline.errors import UsageError
 from pipeline.machine import extras as installs
 from pipeline.measure import statistics
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Predictions
 from pipeline.runtimes import classifier as models
 
 KIND = "predictions"
@@ -48,7 +49,7 @@ def run(
     if not rows:
         raise UsageError("; ".join(bad))
     facts = {"model": record.name, "sha256": record.sha256, "images": len(rows), **_score(rows)}
-    return manifest.write(None, None, facts=kinds.Predictions(**facts, failures=bad, rows=rows), parents=[record])
+    return manifest.write(None, None, facts=Predictions(**facts, failures=bad, rows=rows), parents=[record])
 
 
 def _rows(some: list[pictures.Picture], loaded: models.Classifier) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def module_command(name: str, stage: ModuleType) -> click.Command:
             if made.path:
                 console.result(f"{made.path}: {made.bytes:,} bytes, sha256 {made.sha256}")
         if made:
-            _raise(made.facts.failures)
+            _raise(made.facts.failed)
 
     taken = [*parameters.arguments(stage), *parameters.options([stage]), parameters.json_option()]
     text = (inspect.getdoc(stage.run) or "").partition("\n\nRaises")[0]  # that is for Python's callers
@@ -110,7 +110,7 @@ def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
             stages.get(step.stage).show(step.artifact)
     if failure:
         raise failure
-    _raise([problem for step in steps for problem in step.artifact.facts.failures])
+    _raise([problem for step in steps for problem in step.artifact.facts.failed])
     if all(step.state == chain.FRESH for step in steps):
         console.say("nothing to do: every artifact is as on record (--force makes them again)")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.data import idx, images, sources
 from pipeline.errors import UsageError, reason
-from pipeline.records.kinds import ModelCard
+from pipeline.records.forms import ModelCard
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
 LARGEST = 50_000_000  # pixels: a photograph has fewer

@@ -12,8 +12,10 @@ from pipeline import chain, console
 from pipeline.device import doctor
 from pipeline.errors import UsageError
 from pipeline.machine import extras as installs
-from pipeline.records import code, disk, kinds, manifest
+from pipeline.records import code, disk, manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.releases import Deployed, DeviceReport, ReleaseCheck
+from pipeline.records.reports import Timed
 from pipeline.release import archives, files, inspection
 from pipeline.release.inspection import AllowUnverified, PublicKey
 from pipeline.stages import bench, build, verify
@@ -56,9 +58,7 @@ def run(
         return _deployed(shipped(folder), out, data or _test_set(folder), about, **asked)
 
 
-def _inspected(
-    release: Path, folder: Path, public_key: Path | None, allow_unverified: bool
-) -> kinds.ReleaseCheck | None:
+def _inspected(release: Path, folder: Path, public_key: Path | None, allow_unverified: bool) -> ReleaseCheck | None:
     """What holds about a release; None for files that are none. CheckFailed if it is marked as unverified."""
     marks = (files.SUMS, files.SIGNATURE, inspection.ABOUT)  # one is enough: who takes one away doesn't end the checks
     if not public_key and folder == release and not any((folder / mark).is_file() for mark in marks):
@@ -80,7 +80,7 @@ def _deployed(
     forms: list[Artifact],
     out: Path,
     data: str | None,
-    about: kinds.ReleaseCheck | None,
+    about: ReleaseCheck | None,
     *,
     runtime: str,
     gate: float | None,
@@ -96,7 +96,7 @@ def _deployed(
     return manifest.write(
         out / FILE,
         None,
-        facts=kinds.DeviceReport(
+        facts=DeviceReport(
             **doctor.about(),
             release=about,
             model=verification.facts.model,
@@ -142,13 +142,13 @@ def _engines(forms: list[Artifact], out: Path, runtime: str, largest: int) -> tu
         return [], str(error)
 
 
-def _rows(verification: Artifact, latency: Artifact) -> list[kinds.Deployed]:
+def _rows(verification: Artifact, latency: Artifact) -> list[Deployed]:
     """Each form as it was verified, with its latency at every batch size where it was timed."""
     rows = []
     for row in verification.facts.rows:
         same = (row.form, row.runtime, row.arithmetic)
         timed = [each for each in latency.facts.rows if (each.form, each.runtime, each.arithmetic) == same]
-        rows.append(kinds.Deployed(**msgspec.structs.asdict(row), latency=timed))
+        rows.append(Deployed(**msgspec.structs.asdict(row), latency=timed))
     return rows
 
 
@@ -190,7 +190,7 @@ def show(report: Artifact) -> None:
     console.result("passed" if facts.passed else "failed: " + "; ".join(facts.failures))
 
 
-def _times(timed: kinds.Timed | None) -> list[str]:
+def _times(timed: Timed | None) -> list[str]:
     if timed is None:
         return ["–"] * 5
     host, gpu = timed.microseconds, timed.gpu_microseconds or {}  # a percentile of too few requests is left out

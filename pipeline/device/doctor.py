@@ -14,7 +14,8 @@ from pipeline.errors import UsageError
 from pipeline.machine import extras as installs
 from pipeline.machine import host as machine
 from pipeline.machine import jetson
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
+from pipeline.records.devices import Ability, Doctor, Here, OnnxRuntime
 from pipeline.records.manifest import Artifact
 from pipeline.tensorrt import bindings as tensorrt
 from pipeline.tensorrt import cuda
@@ -27,12 +28,12 @@ def run() -> Artifact:
 
     It only looks, and writes nothing.
     """
-    facts = kinds.Doctor(**about(), able=[*_commands(), *_compilers(), *_forms()])
+    facts = Doctor(**about(), able=[*_commands(), *_compilers(), *_forms()])
     return manifest.write(None, None, facts=facts, versions=manifest.versions(*PACKAGES))
 
 
 def about() -> dict[str, Any]:
-    """The fields of `kinds.Here`: processor, system, Python, a Jetson's state, the GPU, TensorRT and ONNX Runtime."""
+    """The fields of `Here`: processor, system, Python, a Jetson's state, the GPU, TensorRT and ONNX Runtime."""
     gpu, no_gpu = _try(cuda.gpu)
     return {
         "machine": msgspec.structs.replace(machine.describe(), python=platform.python_version()),
@@ -50,37 +51,37 @@ def _tensorrt(name: str) -> str:
     return version or problem
 
 
-def _onnxruntime() -> kinds.OnnxRuntime | None:
+def _onnxruntime() -> OnnxRuntime | None:
     if installs.missing(["onnxruntime"]):
         return None
     found = import_module("onnxruntime")
-    return kinds.OnnxRuntime(version=found.__version__, providers=found.get_available_providers())
+    return OnnxRuntime(version=found.__version__, providers=found.get_available_providers())
 
 
-def _commands() -> list[kinds.Ability]:
+def _commands() -> list[Ability]:
     """Stages, what hands a model over, experiments. What takes any form needs what the form does: see there."""
     groups = (group for title, group in commands.GROUPS.items() if title != "On the device")
     return [_able(f"pipeline {command.name}", command.load()) for group in groups for command in group]
 
 
-def _compilers() -> list[kinds.Ability]:
+def _compilers() -> list[Ability]:
     """TensorRT by either name, in the words that `pipeline build` would use."""
     found = [
         (f"pipeline build --runtime {name}", _try(lambda name=name: tensorrt.load(name))[1])
         for name in tensorrt.MODULES
     ]
-    return [kinds.Ability(what=what, ready=not problem, missing=[], remedy=problem) for what, problem in found]
+    return [Ability(what=what, ready=not problem, missing=[], remedy=problem) for what, problem in found]
 
 
-def _forms() -> list[kinds.Ability]:
+def _forms() -> list[Ability]:
     return [_able(f"run {', '.join(each.READS)} in {runtimes.title(each)}", each) for each in runtimes.every()]
 
 
-def _able(what: str, module: ModuleType) -> kinds.Ability:
+def _able(what: str, module: ModuleType) -> Ability:
     """By the modules that a file NEEDS, and by its own `missing` where modules aren't all."""
     absent = installs.missing(module.NEEDS)
     remedy = installs.line(absent) if absent else module.missing()
-    return kinds.Ability(what=what, ready=remedy is None, missing=absent, remedy=remedy)
+    return Ability(what=what, ready=remedy is None, missing=absent, remedy=remedy)
 
 
 def _try(look: Any) -> tuple[Any, str | None]:
@@ -104,13 +105,13 @@ def show(made: Artifact) -> None:
             console.result(f"not in a state worth measuring: {warning}")
 
 
-def _state(row: kinds.Ability) -> str:
+def _state(row: Ability) -> str:
     if row.ready:
         return "ready"
     return f"missing: {', '.join(row.missing)}" if row.missing else "not here: see below"
 
 
-def summary(facts: kinds.Here) -> dict[str, str]:
+def summary(facts: Here) -> dict[str, str]:
     """What `about` found, as a person reads it."""
     about, board, gpu, ort = facts.machine, facts.jetson, facts.gpu, facts.onnxruntime
     return {

@@ -21,8 +21,9 @@ from pipeline.data import imagesets
 from pipeline.errors import PipelineError, UsageError
 from pipeline.machine import host as machine
 from pipeline.measure import statistics
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Study
 from pipeline.stages import Data, Out, check, train
 from pipeline.training import models
 from pipeline.training import recipe as recipes
@@ -176,7 +177,7 @@ def _write(path: Path, model: str, recipe: str, runs: list[Artifact]) -> Artifac
     return manifest.write(
         path,
         None,
-        facts=kinds.Study(
+        facts=Study(
             recipe=recipe,
             numbers=options,
             measured_on=runs[0].facts.reference.name,

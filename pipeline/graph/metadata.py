@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.graph import load
-from pipeline.records.kinds import ModelCard, Reference
+from pipeline.records.forms import ModelCard, Reference
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -7,12 +7,12 @@ import os
 import platform
 from pathlib import Path
 
-from pipeline.records import kinds
+from pipeline.records.devices import Machine
 
 
-def describe() -> kinds.Machine:
+def describe() -> Machine:
     """Processor, its usable cores, architecture, system, and how busy it was (load average over a minute)."""
-    return kinds.Machine(
+    return Machine(
         processor=_processor(),
         cores=cores(),
         architecture=platform.machine(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from pipeline.records import kinds
+from pipeline.records.devices import Board
 
 ROOT = Path("/")
 HOT = 80.0  # °C from which a board is near the point where it slows itself down
@@ -20,7 +20,7 @@ COMMANDS = {
 }
 
 
-def state() -> kinds.Board | None:
+def state() -> Board | None:
     """Model, releases, power mode, GPU clocks in MHz and whether they are pinned, temperatures in °C, what throttles,
     and the board's power in W; what can't be read is None. No Jetson: None."""
     release = _text("etc/nv_tegra_release")
@@ -28,7 +28,7 @@ def state() -> kinds.Board | None:
     if release is None and "Jetson" not in (model or ""):
         return None
     clocks = _clocks()
-    return kinds.Board(
+    return Board(
         model=model,
         release=release.partition(", GCID")[0].lstrip("# ") if release else None,
         jetpack=_command("dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"),
@@ -43,7 +43,7 @@ def state() -> kinds.Board | None:
     )
 
 
-def warnings(states: list[kinds.Board]) -> list[str]:
+def warnings(states: list[Board]) -> list[str]:
     """Why a board that was in these states (before, during, after) wasn't worth measuring on, and what mends it."""
     found = []
     first = states[0]

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import console
 from pipeline.machine import jetson
 from pipeline.measure import statistics
-from pipeline.records import kinds
+from pipeline.records.devices import Board
 
 ROUNDS = 16  # turns that every subject gets, so that all meet the same noise
 WARM_UP = (0.5, 3.0)  # seconds a subject, at least and at most
@@ -34,7 +34,7 @@ class Subject:
     watts: list[float] = field(default_factory=list)
 
 
-def measure(subjects: list[Subject], requests: int, board: list[kinds.Board | None]) -> None:
+def measure(subjects: list[Subject], requests: int, board: list[Board | None]) -> None:
     """Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 8 a round.
 
     A board's state is looked at after every round, and its power after every turn: beside the requests, not in one.

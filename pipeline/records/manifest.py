@@ -21,6 +21,7 @@ import msgspec
 from pipeline import console
 from pipeline.errors import CheckFailed, UsageError, reason
 from pipeline.records import disk, kinds
+from pipeline.records.facts import Facts
 
 FILE = "chain.json"
 AGAIN = "restore it or make the artifact again"
@@ -65,7 +66,7 @@ def write(
     path: Path | None,
     content: bytes | None,
     *,
-    facts: kinds.Facts,
+    facts: Facts,
     parents: Iterable[Artifact] | Mapping[str, str] = (),
     options: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
@@ -120,7 +121,7 @@ def read(path: Path) -> Artifact:
     if path.name == FILE:
         raise UsageError(f"{path}: holds the records of the files beside it: expected one of those")
     record = _record(path)
-    if record["kind"] in kinds.REPORTS:
+    if record.get("kind") in kinds.REPORTS:
         content = path.read_bytes()
         _expect(path, record["sha256"], hashlib.sha256(content).hexdigest())
         return _checked(path, record, content)
@@ -158,7 +159,8 @@ def recorded(folder: Path) -> list[Path]:
 def claimed_kind(path: Path) -> str | None:
     """The kind that a file's record names, unchecked; None if it has none."""
     record = _load(path.parent)[0].get(path.name)
-    return record.get("kind") if isinstance(record, dict) else None
+    kind = record.get("kind") if isinstance(record, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def packed(artifacts: Iterable[Artifact]) -> bytes:

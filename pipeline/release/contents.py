@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pipeline.data import mnist
 from pipeline.errors import UsageError
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
+from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.stages import bench, export, fold, half, train, verify
 
@@ -31,7 +32,7 @@ class Contents:
     against: list[str] = field(default_factory=list)
 
     @property
-    def model(self) -> kinds.ModelCard:
+    def model(self) -> ModelCard:
         return self.forms[0].facts.model
 
     @property

@@ -8,7 +8,8 @@ from typing import Annotated
 import msgspec
 
 from pipeline.errors import CheckFailed, reason
-from pipeline.records import disk, kinds
+from pipeline.records import disk
+from pipeline.records.releases import About, ReleaseCheck
 from pipeline.release import contents, files, signing, triton
 
 ABOUT = "release.json"
@@ -19,7 +20,7 @@ AllowUnverified = Annotated[bool, "Accept a release that is marked as unverified
 
 def inspect(
     folder: Path, public_key: Path | None, identity: str | None = None, issuer: str | None = None
-) -> kinds.ReleaseCheck:
+) -> ReleaseCheck:
     """Check a release's folder: its files, its signature, what it says of itself, and its proof, from the records."""
     files.expect_release(folder)
     files.names(folder)  # no links: what is checked is what lies here
@@ -33,7 +34,7 @@ def inspect(
     if against and about.verified:
         raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
     signature = "not checked" if (folder / files.SIGNATURE).is_file() else "none"
-    return kinds.ReleaseCheck(
+    return ReleaseCheck(
         model=about.model,
         version=about.version,
         format=about.format,
@@ -46,7 +47,7 @@ def inspect(
     )
 
 
-def accept(release: Path, facts: kinds.ReleaseCheck, allow_unverified: bool) -> None:
+def accept(release: Path, facts: ReleaseCheck, allow_unverified: bool) -> None:
     """CheckFailed if a release says of itself that nothing proves it, and that isn't accepted."""
     if not facts.verified and not allow_unverified:
         raise CheckFailed(
@@ -54,14 +55,14 @@ def accept(release: Path, facts: kinds.ReleaseCheck, allow_unverified: bool) -> 
         )
 
 
-def _about(folder: Path) -> kinds.About:
+def _about(folder: Path) -> About:
     try:
-        return msgspec.json.decode((folder / ABOUT).read_bytes(), type=kinds.About)
+        return msgspec.json.decode((folder / ABOUT).read_bytes(), type=About)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CheckFailed(f"{folder / ABOUT}: is not what `pipeline ship` writes: {reason(error)}") from error
 
 
-def _against(folder: Path, about: kinds.About) -> list[str]:
+def _against(folder: Path, about: About) -> list[str]:
     """What stands against a release by its records. CheckFailed if it says that it is another model than they say."""
     found = contents.gather(folder)
     for name, said, received in (

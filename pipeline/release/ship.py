@@ -14,6 +14,7 @@ from pipeline.errors import CheckFailed, UsageError
 from pipeline.machine import extras as installs
 from pipeline.records import code, disk, kinds, manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.releases import About, Release
 from pipeline.release import archives, contents, files, inspection, provenance, signing, triton
 from pipeline.release.contents import Contents
 from pipeline.release.report import measures, pages
@@ -71,7 +72,7 @@ def run(
     return manifest.write(
         archive,
         archives.pack(target),
-        facts=kinds.Release(about=_about(found, against, format), folder=str(target), files=len(made)),
+        facts=Release(about=_about(found, against, format), folder=str(target), files=len(made)),
         parents=[*found.forms, *found.reports],
         options={"format": format, "builder": builder, "signed": bool(sign_key or sigstore)},
         versions=manifest.versions("numpy", "onnx", "matplotlib", "jinja2", "pillow"),
@@ -119,8 +120,8 @@ def _triton(found: Contents) -> dict[str, bytes]:
     return made
 
 
-def _about(found: Contents, against: list[str], format: str) -> kinds.About:
-    return kinds.About(
+def _about(found: Contents, against: list[str], format: str) -> About:
+    return About(
         kind=KIND,
         model=found.model.name,
         version=found.model.version,

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from pipeline.graph import load as onnx_file
-from pipeline.records import disk, kinds, manifest
+from pipeline.records import disk, manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Verification
 from pipeline.stages import verify
 
 TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
@@ -65,7 +66,7 @@ def _tensor(value: onnx_file.ValueInfoProto) -> tuple[str, str, list[int]]:
 def against(folder: Path, model: str) -> list[str]:
     """What stands against a repository of a model: a verification that is missing, failed, or about something else."""
     try:
-        proof = msgspec.json.decode((folder / verify.FILE).read_bytes(), type=kinds.Verification)
+        proof = msgspec.json.decode((folder / verify.FILE).read_bytes(), type=Verification)
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return [f"{verify.FILE}: missing or no verification: expected the proof of these files"]
     proven, passed = {row.sha256 for row in proof.rows}, proof.passed and not proof.failures and proof.model == model

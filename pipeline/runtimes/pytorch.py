@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.errors import CheckFailed, reason
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
+from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import session as base
 
@@ -39,7 +40,7 @@ def network(artifact: Artifact) -> torch.nn.Module:
     return layers.eval()
 
 
-def from_pixels(layers: torch.nn.Module, card: kinds.ModelCard) -> torch.nn.Module:
+def from_pixels(layers: torch.nn.Module, card: ModelCard) -> torch.nn.Module:
     """A network behind `(x / 255 - mean) / std`, from uint8 images `[n, c, h, w]` to logits `[n, classes]`."""
     import torch
 

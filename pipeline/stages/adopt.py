@@ -14,7 +14,8 @@ from pipeline.data import imagesets
 from pipeline.errors import UsageError, reason
 from pipeline.graph import adopt, load, metadata, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
+from pipeline.records.forms import ModelCard, Reference, Unfolded
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Out, export
 
@@ -71,13 +72,13 @@ def run(
     card = msgspec.structs.replace(
         card, gate=max(0.0, round(float(right.mean()) - MARGIN, 4)) if gate is None else gate
     )
-    reference = kinds.Reference(
+    reference = Reference(
         name=split.name, digests=split.digests, n=len(split), correct=int(right.sum()),
         wrong={str(index): int(expected[index].argmax()) for index in np.flatnonzero(~right)},
     )  # fmt: skip
     sha256 = hashlib.sha256(content).hexdigest()
     metadata.describe(model, card, reference, sha256)
-    facts = kinds.Unfolded(
+    facts = Unfolded(
         model=card,
         reference=reference,
         **metadata.facts(model),
@@ -124,15 +125,15 @@ def _numbers(option: str, text: str, channels: int) -> list[float]:
     return values * (channels // len(values))
 
 
-def _card(**values: object) -> kinds.ModelCard:
+def _card(**values: object) -> ModelCard:
     try:
-        return msgspec.convert(values, kinds.ModelCard)
+        return msgspec.convert(values, ModelCard)
     except msgspec.ValidationError as error:
         raise UsageError(f"the model can't be described so: {reason(error)}") from error
 
 
 def _answers(
-    original: ModelProto, card: kinds.ModelCard, channels_last: bool, batch: int, images: np.ndarray, name: str
+    original: ModelProto, card: ModelCard, channels_last: bool, batch: int, images: np.ndarray, name: str
 ) -> np.ndarray:
     """The file's own answers `[n, classes]`, float32, in ONNX Runtime, to images normalised by numpy."""
     parts, size = [], batch or graphs.BATCH

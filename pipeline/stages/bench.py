@@ -13,8 +13,9 @@ from pipeline.errors import UsageError
 from pipeline.machine import host as machine
 from pipeline.machine import jetson
 from pipeline.measure import timing
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Latency, Speedup
 from pipeline.runtimes import tensorrt
 from pipeline.stages import OptionalOut, Provider
 
@@ -55,7 +56,7 @@ def run(
     return manifest.write(
         out / FILE if out else None,
         None,
-        facts=kinds.Latency(
+        facts=Latency(
             machine=msgspec.structs.replace(before, load_after=machine.describe().load),
             board=board,
             warnings=jetson.warnings(board) if board else [],
@@ -150,7 +151,7 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _show_speedup(speedup: list[kinds.Speedup] | None) -> None:
+def _show_speedup(speedup: list[Speedup] | None) -> None:
     if speedup:
         ratios = [[r.form, str(r.batch), f"{r.median:.2f}", "{:.2f} – {:.2f}".format(*r.quartiles)] for r in speedup]
         console.table(
@@ -158,7 +159,7 @@ def _show_speedup(speedup: list[kinds.Speedup] | None) -> None:
         )
 
 
-def _show_warnings(facts: kinds.Latency) -> None:
+def _show_warnings(facts: Latency) -> None:
     if facts.board:
         board = facts.board[0]
         console.result(f"{board.model}, JetPack {board.jetpack or '?'}, mode {board.power_mode or '?'}")

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pipeline import console
 from pipeline.errors import UsageError
 from pipeline.graph import load as onnx_file
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
+from pipeline.records.forms import Engine
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Out, card, output
 from pipeline.tensorrt import bindings as library
@@ -81,7 +82,7 @@ def run(
     return manifest.write(
         output(out, ALSO.get(half.kind, FILE), half),
         built.engine,
-        facts=kinds.Engine(
+        facts=Engine(
             **card(half),
             element=element,
             gpu=gpu.facts() if gpu else None,

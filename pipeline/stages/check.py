@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline import console
 from pipeline.errors import CheckFailed, reason
 from pipeline.graph import load, passes
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
+from pipeline.records.forms import Check, Layer, ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.stages import export
 from pipeline.training import models
@@ -38,22 +39,22 @@ def model(name: str) -> Model:
     return models.get(name)
 
 
-def facts(name: str) -> kinds.Check:
+def facts(name: str) -> Check:
     """What a check finds out about a model."""
     path = models.file(name)
     return _facts(name, str(path), path.stat().st_mtime_ns)
 
 
 @functools.cache
-def _facts(name: str, path: str, _: int) -> kinds.Check:
+def _facts(name: str, path: str, _: int) -> Check:
     loaded = models.get(name)
     card = loaded.card(name)
     network = _built(loaded, path)
     _forward(network, card, path)
     graph = export.export(network, card, 18, path)
-    return kinds.Check(
+    return Check(
         model=card,
-        layers=[kinds.Layer(**row) for row in models.layers(network, card.input)],
+        layers=[Layer(**row) for row in models.layers(network, card.input)],
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         batch_norms=passes.batch_norms(graph),
         operators=load.operators(graph),
@@ -81,7 +82,7 @@ def _built(loaded: Model, path: str) -> torch.nn.Module:
     return network.eval()
 
 
-def _forward(network: torch.nn.Module, card: kinds.ModelCard, path: str) -> None:
+def _forward(network: torch.nn.Module, card: ModelCard, path: str) -> None:
     """CheckFailed unless a batch of two gives logits `[2, classes]`, or `[2, classes, 1, 1]`."""
     import torch
 

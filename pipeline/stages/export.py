@@ -12,7 +12,8 @@ from pipeline import console
 from pipeline.errors import CheckFailed, UsageError, reason
 from pipeline.graph import load, metadata, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
+from pipeline.records.forms import ModelCard, Unfolded
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import classifier, pytorch
 from pipeline.stages import Data, Out, card, output
@@ -55,7 +56,7 @@ def run(
     return manifest.write(
         output(out, FILE, checkpoint),
         model.SerializeToString(deterministic=True),
-        facts=kinds.Unfolded(
+        facts=Unfolded(
             **card(checkpoint),
             **metadata.facts(model),
             batch_norms=passes.batch_norms(model),
@@ -68,7 +69,7 @@ def run(
     )
 
 
-def export(network: torch.nn.Module, card: kinds.ModelCard, opset: int, name: str) -> ModelProto:
+def export(network: torch.nn.Module, card: ModelCard, opset: int, name: str) -> ModelProto:
     """Export a network behind Cast, Mul and Add of the pixels, and check the graph's ends and operators.
 
     Raises CheckFailed, in a line that begins with `name`, for what PyTorch can't export or the chain can't take.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pipeline import console
 from pipeline.graph import load, metadata, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
+from pipeline.records.forms import Folded
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Data, Out, card, output
 from pipeline.stages import images as stage_images
@@ -36,7 +37,7 @@ def run(unfolded: Artifact, *, out: Out, data: Data) -> Artifact:
     return manifest.write(
         output(out, FILE, unfolded),
         model.SerializeToString(deterministic=True),
-        facts=kinds.Folded(
+        facts=Folded(
             **card(unfolded),
             **metadata.facts(model),
             batch_norms=unfolded.facts.batch_norms,

@@ -10,7 +10,8 @@ from pipeline import console
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.graph import calibration, float16, load, metadata, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
+from pipeline.records.forms import Half, Margins
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Data, Out, card, output
 from pipeline.stages import images as stage_images
@@ -56,7 +57,7 @@ def run(
     return manifest.write(
         output(out, FILE, folded),
         half.SerializeToString(deterministic=True),
-        facts=kinds.Half(
+        facts=Half(
             **card(folded),
             **metadata.facts(half),
             difference=difference,
@@ -69,7 +70,7 @@ def run(
     )
 
 
-def _margins(name: str, model: ModelProto, ranges: dict[str, calibration.Range], headroom: float) -> kinds.Margins:
+def _margins(name: str, model: ModelProto, ranges: dict[str, calibration.Range], headroom: float) -> Margins:
     """How far weights and activations stay from float16's limits. CheckFailed, by name, for what doesn't."""
     weights = {name: value for name, value in passes.weights(model).items() if value.dtype == np.float32}
     sizes = {name: np.abs(value[value != 0]) for name, value in weights.items()}
@@ -86,7 +87,7 @@ def _margins(name: str, model: ModelProto, ranges: dict[str, calibration.Range],
             more = f" and {len(names) - 5} more" * (len(names) > 5)
             raise CheckFailed(f"{name}: in float16 it would have {problem}: {', '.join(names[:5])}{more}")
     every = np.concatenate(list(sizes.values()))
-    return kinds.Margins(
+    return Margins(
         largest_activation=largest,
         overflow_margin=LARGEST / largest if largest else LARGEST,
         weights=sum(value.size for value in weights.values()),

@@ -13,8 +13,10 @@ import numpy as np
 from pipeline import console
 from pipeline.data import imagesets
 from pipeline.data.imagesets import ImageSet
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
+from pipeline.records.forms import Checkpoint, Layer, Reference
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import History
 from pipeline.stages import Data, Out, check
 from pipeline.training import models
 from pipeline.training import recipe as recipes
@@ -127,10 +129,10 @@ def _write(
     return manifest.write(
         path,
         weights,
-        facts=kinds.Checkpoint(
+        facts=Checkpoint(
             model=models.get(asked["model"]).card(asked["model"]),
             reference=_reference(measured, predictions),
-            layers=[kinds.Layer(**row) for row in models.layers(network, train.images.shape[1:])],
+            layers=[Layer(**row) for row in models.layers(network, train.images.shape[1:])],
             batch_norms=sum("BatchNorm" in type(each).__name__ for each in network.modules()),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             train_accuracy=history[-1]["train_accuracy"],
@@ -156,10 +158,10 @@ def sources(model: str) -> tuple[Path, ...]:
     return (models.file(model),)
 
 
-def _reference(test: ImageSet, predictions: np.ndarray) -> kinds.Reference:
+def _reference(test: ImageSet, predictions: np.ndarray) -> Reference:
     """The answers that every later form is held against: with the labels, the wrong ones tell all of them."""
     wrong = (predictions != test.labels).nonzero()[0]
-    return kinds.Reference(
+    return Reference(
         name=test.name,
         digests=test.digests,
         n=len(test),
@@ -176,7 +178,7 @@ def _write_history(path: Path, history: list[dict[str, Any]], parents: dict[str,
     manifest.write(
         path,
         text.getvalue().encode(),
-        facts=kinds.History(),
+        facts=History(),
         parents=parents,
         options=asked,
         code=code.digest(__name__, *sources(asked["model"])),

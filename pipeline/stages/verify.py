@@ -11,8 +11,10 @@ from pipeline.data import imagesets
 from pipeline.data.imagesets import ImageSet
 from pipeline.errors import UsageError
 from pipeline.measure import statistics
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
+from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import TestSet, Verification
 from pipeline.stages import Data, OptionalOut, Provider, images
 
 KIND, FILE = "verification", "verification.json"
@@ -51,9 +53,9 @@ def run(
     return manifest.write(
         out / FILE if out else None,
         None,
-        facts=kinds.Verification(
+        facts=Verification(
             model=model.name,
-            data=kinds.TestSet(name=split.name, images=len(split), digests=split.digests),
+            data=TestSet(name=split.name, images=len(split), digests=split.digests),
             gate=gate_used,
             compared_with=reference["name"],
             passed=not failures,
@@ -76,7 +78,7 @@ def options(
     )
 
 
-def _one_model(forms: tuple[Artifact, ...]) -> kinds.ModelCard:
+def _one_model(forms: tuple[Artifact, ...]) -> ModelCard:
     """The card of the model that all of these are forms of; UsageError if there is none."""
     if not forms:
         raise UsageError(

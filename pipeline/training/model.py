@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.errors import UsageError, reason
-from pipeline.records import kinds
+from pipeline.records.forms import ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -78,19 +78,19 @@ class Model:
         takes = "dropout" in inspect.signature(self.network).parameters
         return self.network(dropout=dropout) if takes else self.network()
 
-    def card(self, name: str) -> kinds.ModelCard:
+    def card(self, name: str) -> ModelCard:
         """What every form of the model has on record of it."""
         channels, height, width = (*self.input, 0, 0, 0)[:3] if isinstance(self.input, Sequence) else (0, 0, 0)
         meaning = f"raw uint8 pixels, {channels} × {height} × {width}, no normalisation: that is in the graph"
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        values = {key: value for key, value in values.items() if key in kinds.ModelCard.__struct_fields__}
+        values = {key: value for key, value in values.items() if key in ModelCard.__struct_fields__}
         values |= {key: self._per_channel(key) for key in ("mean", "std")}
         values |= {"name": name, "input_meaning": self.input_meaning or meaning}
         if isinstance(self.classes, str) or len(set(self.classes)) < len(self.classes):
             raise UsageError(f"MODEL.classes: expected different names in a list or tuple, received {self.classes!r}")
         values |= {key: list(values[key]) for key in ("input", "classes") if isinstance(values[key], Sequence)}
         try:
-            return msgspec.convert(values, kinds.ModelCard)
+            return msgspec.convert(values, ModelCard)
         except msgspec.ValidationError as error:
             text = re.sub(r"`\$\.?(\w*).*`", r"MODEL.\1", reason(error))
             raise UsageError(f"the model file's MODEL: {text}") from error

@@ -64,10 +64,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from pipeline.records.forms import Unfolded
 from pipeline.data import imagesets
 from pipeline.errors import CheckFailed
 from pipeline.graph import load, passes
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
 from pipeline.release.report import measures
 from pipeline.stages import export, fold, half, verify
 chain, data, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -88,7 +89,7 @@ other = nn.Sequential(first, nn.ReLU(), nn.BatchNorm2d(8), last, nn.AvgPool2d(13
 other[2].running_mean.normal_(0, 1), other[2].running_var.uniform_(0.5, 2)
 nn.init.uniform_(other[2].weight, 0.5, 2), nn.init.normal_(other[2].bias)
 model = passes.strip(export.export(other, card, 18, "other"))
-facts = kinds.Unfolded(model=card, reference=checkpoint.facts.reference, opset=18, ir_version=8,
+facts = Unfolded(model=card, reference=checkpoint.facts.reference, opset=18, ir_version=8,
                        operators=load.operators(model), batch_norms=1, difference=0.0)
 made = manifest.write(out / "other" / unfolded.name, model.SerializeToString(), facts=facts, parents=[checkpoint])
 fold.run(made, out=out / "other", data=test)

@@ -20,7 +20,9 @@ from pipeline import chain as chains
 from pipeline import runtimes
 from pipeline.data import idx, imagesets, mnist, pictures
 from pipeline.data.imagesets import ImageSet
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
+from pipeline.records.devices import Gpu
+from pipeline.records.forms import Engine
 from pipeline.release import archives, contents, files, inspection, signing
 from pipeline.release.report import pages
 from pipeline.stages import card
@@ -239,6 +241,6 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
         form = manifest.read(chain / "mnist_cnn.fp16.onnx")
         options = {"runtime": "tensorrt", "version": "10.3", "version_compatible": False, "hardware_compatible": False}
         options |= {"targets": ["sm87"], "max_batch": 64, "opt_batch": 1, "dla": False}
-        gpu = kinds.Gpu(name="Orin", capability="8.7", driver="12.6")
-        facts = kinds.Engine(**card(form), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
+        gpu = Gpu(name="Orin", capability="8.7", driver="12.6")
+        facts = Engine(**card(form), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
         manifest.write(folder / "mnist_cnn.engine", b"engine" * 50, parents=[form], options=options, facts=facts)

@@ -15,8 +15,9 @@ from pipeline.experiments.sweep import heatmap
 from pipeline.experiments.sweep.trials import Storage
 from pipeline.experiments.sweep.workers import ANY_MACHINE, work
 from pipeline.machine import host as machine
-from pipeline.records import code, kinds, manifest
+from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Picture, Sweep, Trial
 from pipeline.stages import Data, Out, check
 from pipeline.training import recipe
 
@@ -101,7 +102,7 @@ def _recipe(model: str, shared: dict[str, Any], lrs: list[float], gammas: list[f
 def _write(out: Path, name: str, trials: list[FrozenTrial], parents: dict[str, str], facts: dict[str, Any]) -> Artifact:
     """Write the sweep's trials, the best first, and the picture of them."""
     rows = sorted(map(_row, trials), key=lambda row: (row.pruned, -row.accuracy))
-    sweep = kinds.Sweep(
+    sweep = Sweep(
         **facts,
         rows=rows,
         best=rows[0],
@@ -113,23 +114,23 @@ def _write(out: Path, name: str, trials: list[FrozenTrial], parents: dict[str, s
     artifact = manifest.write(out / FILE.format(name=name), None, facts=sweep, versions=versions, **how)
     picture = heatmap.draw(rows, grid=facts["sampler"] == "grid", title=sweep.measured_on)
     how = {"parents": [artifact], "versions": manifest.versions("matplotlib")}
-    manifest.write(out / PICTURE.format(name=name), picture, facts=kinds.Picture(), **how)
+    manifest.write(out / PICTURE.format(name=name), picture, facts=Picture(), **how)
     return artifact
 
 
-def _command(facts: dict[str, Any], best: kinds.Trial) -> str:
+def _command(facts: dict[str, Any], best: Trial) -> str:
     """The command that trains a pair on all training images, with the sweep's seed and epochs."""
     given = {"lr": best.lr, "gamma": best.gamma, "seed": facts["seed"], "epochs": facts["epochs"]}
     words = [f"--{name} {value!r}" for name, value in given.items() if value is not None]
     return " ".join(["pipeline train", facts["model"], *words])
 
 
-def _row(trial: FrozenTrial) -> kinds.Trial:
+def _row(trial: FrozenTrial) -> Trial:
     from optuna.trial import TrialState
 
     last, worker = max(trial.intermediate_values), trial.user_attrs["worker"]
     how = {"accuracy": trial.intermediate_values[last], "epochs": last, "worker": worker}
-    return kinds.Trial(**trial.params, **how, pruned=trial.state == TrialState.PRUNED)
+    return Trial(**trial.params, **how, pruned=trial.state == TrialState.PRUNED)
 
 
 def show(sweep: Artifact) -> None:

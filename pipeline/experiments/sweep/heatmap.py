@@ -6,10 +6,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.records import kinds
+from pipeline.records.reports import Trial
 
 
-def draw(rows: Sequence[kinds.Trial], *, grid: bool, title: str) -> bytes:
+def draw(rows: Sequence[Trial], *, grid: bool, title: str) -> bytes:
     """A heat map of a grid, or a scatter of drawn pairs with a ring round the best.
 
     Colours span the trials that were trained to their end. What was pruned has none: in a heat map it stands in italics
@@ -39,7 +39,7 @@ def draw(rows: Sequence[kinds.Trial], *, grid: bool, title: str) -> bytes:
     return file.getvalue()
 
 
-def _cells(axes: Any, rows: Sequence[kinds.Trial], scale: Any) -> None:
+def _cells(axes: Any, rows: Sequence[Trial], scale: Any) -> None:
     import numpy as np
 
     lrs, gammas = sorted({row.lr for row in rows}), sorted({row.gamma for row in rows})
@@ -57,7 +57,7 @@ def _cells(axes: Any, rows: Sequence[kinds.Trial], scale: Any) -> None:
     axes.set_yticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
 
 
-def _points(axes: Any, rows: Sequence[kinds.Trial], scale: Any) -> None:
+def _points(axes: Any, rows: Sequence[Trial], scale: Any) -> None:
     for pruned, marker in ((True, "x"), (False, "o")):
         some = [row for row in rows if row.pruned is pruned]
         colours = {"color": "gray"} if pruned else {"c": [100 * row.accuracy for row in some], "norm": scale}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.records import kinds
+from pipeline.records.reports import Proven, Timed
 
 # What is drawn in these becomes var(--NAME) of the page.
 COLOURS = {"ink": "#010101", "faint": "#020202", "line": "#030303", "second": "#040404", "good": "#050505"}
@@ -48,7 +48,7 @@ def training(history: Sequence[dict[str, float]]) -> str:
         return _svg(figure, "Training curves: accuracy and loss by epoch; dashed lines where the learning rate steps")
 
 
-def accuracy(rows: Sequence[kinds.Proven], gate: float) -> str:
+def accuracy(rows: Sequence[Proven], gate: float) -> str:
     """Each form's accuracy with its 95 % interval, against the gate. Rows as in a verification."""
     with _drawn(1, (7.4, 0.7 + 0.42 * len(rows))) as (figure, (axes,)):
         for place, row in enumerate(reversed(rows)):
@@ -81,7 +81,7 @@ def calibration(bins: Sequence[dict[str, Any]]) -> str:
         return _svg(figure, "Calibration: share of right answers by the probability given; dashed: perfect")
 
 
-def latency(rows: Sequence[kinds.Timed]) -> str:
+def latency(rows: Sequence[Timed]) -> str:
     """Percentiles of single requests, one bar a form and runtime. Rows of one batch size, as in a latency.json."""
     with _drawn(1, (7.4, 0.8 + 0.42 * len(rows))) as (figure, (axes,)):
         for place, row in enumerate(reversed(rows)):

@@ -14,8 +14,9 @@ import numpy as np
 from pipeline.data.imagesets import ImageSet
 from pipeline.errors import CheckFailed, reason
 from pipeline.measure import statistics
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Timed
 from pipeline.release.contents import Contents
 from pipeline.release.report import charts
 from pipeline.stages import train
@@ -76,7 +77,7 @@ def _training(contents: Contents) -> Artifact | None:
     return next((each for each in contents.ancestors if each.kind == train.KIND), None)
 
 
-def _latency(contents: Contents) -> list[kinds.Timed]:
+def _latency(contents: Contents) -> list[Timed]:
     """What was timed at the smallest batch, which is one image unless other sizes alone were asked for."""
     rows = contents.latency.facts.rows if contents.latency else []
     least = min((row.batch for row in rows), default=1)

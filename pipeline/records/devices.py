@@ -1,0 +1,76 @@
+"""The facts of machines, Jetsons among them, and of what they can do."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from pipeline.records.facts import Amount, Facts, Name, Part, Positive, Real, Words
+
+
+class Gpu(Part, frozen=True):
+    """A GPU: name, compute capability such as "8.7", CUDA version of its driver."""
+
+    name: Words
+    capability: Annotated[str, Meta(pattern=r"^\d+\.\d+\Z")]
+    driver: Words
+
+
+class Machine(Part, omit_defaults=True, frozen=True):
+    """A machine that something was measured on."""
+
+    processor: Words
+    cores: Positive
+    architecture: Words
+    system: Words
+    load: Amount | None = None
+    load_after: Amount | None = None
+    python: Words | None = None
+
+
+class Board(Part, frozen=True):
+    """A Jetson's state; what can't be read is None."""
+
+    model: Words | None
+    release: Words | None
+    jetpack: Words | None
+    power_mode: Words | None
+    gpu_mhz: dict[Name, Amount] | None
+    pinned: bool | None
+    temperatures: dict[Words, Real]
+    throttling: list[Words]
+    watts: Real | None
+
+
+class OnnxRuntime(Part, frozen=True):
+    """An installed ONNX Runtime."""
+
+    version: Words
+    providers: list[Words]
+
+
+class Here(Facts, frozen=True):
+    """What a machine is."""
+
+    machine: Machine
+    jetson: Board | None
+    gpu: Gpu | None
+    no_gpu: Words | None
+    tensorrt: dict[Name, Words]
+    onnxruntime: OnnxRuntime | None
+
+
+class Ability(Part, frozen=True):
+    """Something this project does, whether this machine can do it, and what to install if not."""
+
+    what: Words
+    ready: bool
+    missing: list[Words]
+    remedy: Words | None
+
+
+class Doctor(Here, frozen=True):
+    """What a machine is and can do."""
+
+    able: list[Ability]

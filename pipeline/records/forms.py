@@ -1,0 +1,162 @@
+"""The facts of every form of a model, from its checkpoint to its engine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from pipeline.records.devices import Gpu
+from pipeline.records.facts import (
+    Amount,
+    ClassName,
+    Count,
+    Digests,
+    Facts,
+    ModelName,
+    Name,
+    Part,
+    Positive,
+    Share,
+    Size,
+    Words,
+    Wrong,
+)
+
+
+class ModelCard(Part, frozen=True):
+    """What every form of a model has to know of it."""
+
+    name: ModelName
+    title: Words
+    version: Name
+    licence: Words
+    data: Words  # the image set that it is trained on
+    input: Annotated[list[Size], Meta(min_length=3, max_length=3)]  # channels, height, width
+    input_meaning: Words
+    classes: Annotated[list[ClassName], Meta(min_length=2, max_length=10_000)]
+    mean: Annotated[list[Annotated[float, Meta(ge=-1e6, le=1e6)]], Meta(min_length=1, max_length=4096)]
+    std: Annotated[list[Annotated[float, Meta(ge=1e-12, le=1e6)]], Meta(min_length=1, max_length=4096)]
+    gate: Share
+    prepare: Annotated[str, Meta(pattern=r"^(digit|resize)\Z")] = "resize"
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) == self.input[0]:
+            raise ValueError(f"expected one mean and std per channel, {self.input[0]}")
+
+
+class Reference(Part, frozen=True):
+    """The answers that every later form is held against: with the labels, the wrong ones tell all of them."""
+
+    name: Words
+    digests: Digests
+    n: Positive
+    correct: Count
+    wrong: Wrong
+
+
+class Form(Facts, frozen=True):
+    """What every form of a model carries down the chain."""
+
+    model: ModelCard
+    reference: Reference
+
+
+class Layer(Part, frozen=True):
+    """A layer of a network as PyTorch has it: its type, its output's shape with -1 for the batch, its parameters."""
+
+    layer: Name
+    output: Annotated[list[Annotated[int, Meta(ge=-1, le=2**31)]], Meta(max_length=8)]
+    parameters: Count
+
+
+class Checkpoint(Form, frozen=True):
+    """A trained network."""
+
+    layers: Annotated[list[Layer], Meta(min_length=1, max_length=10_000)]
+    parameters: Positive
+    batch_norms: Count
+    train_accuracy: Share
+    test_accuracy: Share
+
+
+class Check(Facts, frozen=True):
+    """What a model file holds."""
+
+    model: ModelCard
+    layers: list[Layer]
+    parameters: Positive
+    batch_norms: Count
+    operators: dict[Name, Positive]
+
+
+class Graph(Form, frozen=True):
+    """An ONNX file. `difference` is the largest to the form before it over the test set, by the largest logit."""
+
+    opset: Positive
+    ir_version: Positive
+    operators: dict[Name, Positive]
+    difference: Amount
+
+
+class Unfolded(Graph, frozen=True):
+    """A network as exported or adopted: BatchNorm and normalisation still in it. `adopted` names a file's own opset."""
+
+    batch_norms: Count
+    adopted: Positive | None = None
+
+
+class Folded(Graph, frozen=True):
+    """An ONNX file in float32 without BatchNorm: so many were folded, so many are left as Mul and Add."""
+
+    batch_norms: Count
+    batch_norms_left: Count
+
+
+class Margins(Part, frozen=True):
+    """How far weights and activations stay from float16's limits."""
+
+    largest_activation: Amount
+    overflow_margin: Amount
+    weights: Count
+    weights_to_zero: Count
+    weights_below_smallest_normal: Count
+    images: Count
+    activations: Count
+    activations_to_zero: Count
+
+
+class Half(Graph, frozen=True):
+    """An ONNX file with float16 weights and arithmetic."""
+
+    margins: Margins
+
+
+class EngineLayer(Part, frozen=True):
+    """A layer as TensorRT tells it: element types or data formats of its inputs and outputs."""
+
+    name: Words
+    type: Words
+    inputs: list[Words]
+    outputs: list[Words]
+
+
+class Engine(Form, frozen=True):
+    """A TensorRT engine, with its parsed layers and, where a GPU was there, what the engine says of itself."""
+
+    element: Name
+    gpu: Gpu | None
+    build_seconds: Amount
+    layers: list[EngineLayer]
+    inspected: list[EngineLayer] | None = None
+
+
+class EngineOptions(Struct, frozen=True):
+    """The options of an engine that decide whether it may be loaded."""
+
+    runtime: Annotated[str, Meta(pattern=r"^tensorrt(-rtx)?\Z")]
+    version: Annotated[str, Meta(pattern=r"^\d+\.\d+[\w.+]*\Z")]
+    version_compatible: bool
+    hardware_compatible: bool
+    targets: Annotated[list[Name], Meta(max_length=100)] | None
+    max_batch: Annotated[int, Meta(ge=1, lt=2**31)]

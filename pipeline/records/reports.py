@@ -1,0 +1,205 @@
+"""The facts of what was measured of a model: verifications, latencies, studies, sweeps and predictions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from pipeline.records.devices import Board, Machine
+from pipeline.records.facts import (
+    Amount,
+    Bounds,
+    Count,
+    Digests,
+    Facts,
+    FileName,
+    Interval,
+    ModelName,
+    Name,
+    Numbers,
+    Part,
+    Percentiles,
+    Positive,
+    Real,
+    Reasons,
+    Sha256,
+    Share,
+    Versions,
+    Words,
+    Wrong,
+)
+
+
+class TestSet(Part, frozen=True):
+    """The labelled images that forms were measured on."""
+
+    name: Words
+    images: Positive
+    digests: Digests
+
+
+class Row(Part, frozen=True):
+    """A form in a runtime: what was run, and what it really computes in."""
+
+    form: FileName
+    kind: Name
+    sha256: Sha256
+    runtime: Words
+    arithmetic: Words
+
+
+class Proven(Row, frozen=True):
+    """A form's score on a test set, and how its answers differ from the reference's."""
+
+    bytes: Count
+    correct: Count
+    accuracy: Share
+    interval: Interval
+    finite: bool
+    differ: Count
+    worse: Count
+    better: Count
+    mcnemar_p: Share
+    largest_logit_difference: Amount | None
+    wrong: Wrong
+    parent: FileName | None
+    parent_p: Share
+
+
+class Verification(Facts, frozen=True):
+    """The test set through every form, held against the gate and each other."""
+
+    model: ModelName
+    data: TestSet
+    gate: Share
+    compared_with: Words
+    passed: bool
+    failures: Reasons
+    rows: Annotated[list[Proven], Meta(min_length=1, max_length=1000)]
+
+
+class Timed(Row, omit_defaults=True, frozen=True):
+    """A form's latency and throughput at a batch size. There are always enough requests for the median."""
+
+    mode: Words
+    batch: Positive
+    requests: Positive
+    microseconds: Percentiles
+    images_per_second: Amount
+    round_medians: list[Amount]
+    variation: Amount
+    gpu_microseconds: Percentiles | None = None
+    watts: Amount | None = None
+    millijoules_per_image: Amount | None = None
+
+    def __post_init__(self) -> None:
+        if "p50" not in self.microseconds:
+            raise ValueError("expected the median, p50")
+
+
+class Speedup(Part, frozen=True):
+    """How many times faster than the checkpoint: median and quartiles of the rounds' ratios."""
+
+    form: FileName
+    runtime: Words
+    batch: Positive
+    median: Amount
+    quartiles: Bounds
+
+
+class Latency(Facts, frozen=True):
+    """Latency and throughput of forms on a machine."""
+
+    machine: Machine
+    board: list[Board]
+    warnings: list[Words]
+    threads: Positive
+    quick: bool
+    unstable: list[Words]
+    rows: Annotated[list[Timed], Meta(min_length=1, max_length=10_000)]
+    speedup: list[Speedup] | None
+
+
+class History(Facts, frozen=True):
+    """A training's figures by epoch, as CSV."""
+
+
+class Picture(Facts, frozen=True):
+    """A picture."""
+
+
+class Study(Facts, frozen=True):
+    """The accuracies, in percent, of many seeds of a recipe, and what they sum up to."""
+
+    recipe: Words
+    numbers: Numbers
+    measured_on: Words
+    n: Positive
+    gate: Share
+    accuracies: Annotated[list[Real], Meta(min_length=1)]
+    mean: Real
+    mean_interval: Bounds
+    deviation: Amount | None
+    least: Real
+    most: Real
+    share_over_gate: Share
+    wilson: Bounds
+    checkpoints: list[Sha256]
+    versions: Versions
+    machine: Machine
+
+
+class Trial(Part, frozen=True):
+    """A trial of a sweep."""
+
+    lr: Real
+    gamma: Real
+    accuracy: Share
+    epochs: Positive
+    pruned: bool
+    worker: Words
+
+
+class Sweep(Facts, frozen=True):
+    """Held-out accuracy by learning rate and gamma."""
+
+    model: ModelName
+    seed: Count
+    hold_out: Positive
+    limit: Positive | None
+    epochs: Positive | None
+    sampler: Words
+    prune: bool
+    lr: list[Real]
+    gamma: list[Real]
+    trials: Positive
+    recipe: Numbers
+    rows: Annotated[list[Trial], Meta(min_length=1)]
+    best: Trial
+    command: Words
+    measured_on: Words
+
+
+class Prediction(Part, frozen=True):
+    """A model's answer to a picture."""
+
+    image: str
+    label: str | None
+    prediction: str | None
+    remark: str | None
+    probabilities: dict[str, Share]
+
+
+class Predictions(Facts, omit_defaults=True, kw_only=True, frozen=True):
+    """A model's answers to pictures; accuracy over those with a label."""
+
+    model: Words
+    sha256: Sha256
+    images: Count
+    labelled: Count | None = None
+    correct: Count | None = None
+    accuracy: Share | None = None
+    interval: Interval | None = None
+    failures: list[str] = []  # noqa: RUF012 - msgspec copies it
+    rows: list[Prediction]
