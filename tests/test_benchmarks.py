@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from benchmarks import training
+from tests.support import ROOT
 
 
 def test_both_loops_run_and_are_compared(few, capsys):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, command, flip, one_line, process
 
 from pipeline import chain as chains
 from pipeline import commands, stages
 from pipeline.records import disk, kinds, manifest
+from tests.support import ROOT, SMALL, command, flip, one_line, process
 
 
 def states(folder: Path) -> dict[str, str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import command, one_line
-from test_ship import NAME, rewrite
 
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import manifest
 from pipeline.release import contents, files, ship, verify_release
 from pipeline.release.report import pages
 from pipeline.stages import train
+from tests.support import command, one_line
+from tests.support.releases import NAME, resummed, rewrite
 
 
 @pytest.fixture
@@ -29,12 +29,6 @@ def restated(folder: Path, **changes: object) -> None:
     about = json.loads((folder / "release.json").read_text()) | changes
     (folder / "release.json").write_text(json.dumps(about))
     resummed(folder)
-
-
-def resummed(folder: Path) -> None:
-    """Digests that fit whatever the files have become."""
-    names = [name for name in files.names(folder) if name not in (files.SUMS, files.SIGNATURE)]
-    (folder / files.SUMS).write_bytes(files.sums({name: (folder / name).read_bytes() for name in names}))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
-
 from tests import clones
+from tests.support import ROOT
 
 
 def test_one_other_byte_or_file_is_told(tmp_path, capsys):

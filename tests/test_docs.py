@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
-from test_walks import classifier, pictures
 
 from pipeline.records import manifest
+from tests.support import ROOT, command
+from tests.support.elsewhere import classifier, pictures
 
 TEXT = (ROOT / "docs/your-own-model.md").read_text()
 FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, surroundings
 
 from tests.hardening import Place, fuzz, tamper, targets
+from tests.support import ROOT, surroundings
 
 QUICK = ("idx", "npz", "record", "onnx", "report", "archive", "picture", "options")
 

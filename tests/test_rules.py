@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
 
 from pipeline import commands
 from pipeline.records import kinds, manifest
+from tests.support import ROOT, command
 
 README = (ROOT / "README.md").read_text()
-
-
-def imports(path: Path) -> set[str]:
-    """Every module that a file imports anywhere in it, `from a import b` as both `a` and `a.b`."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
 
 
 def test_ruff_finds_nothing():

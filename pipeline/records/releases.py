@@ -20,7 +20,7 @@ from pipeline.records.facts import (
     Share,
     Words,
 )
-from pipeline.records.reports import Proven, TestSet, Timed
+from pipeline.records.reports import LabelledImages, Proven, Timed
 
 
 class About(Part, frozen=True):
@@ -76,7 +76,7 @@ class DeviceReport(Here, frozen=True):
     failures: Reasons
     no_engine: Words | None
     build_seconds: dict[FileName, Amount]
-    data: TestSet
+    data: LabelledImages
     gate: Share
     warnings: list[Words]
     rows: Annotated[list[Deployed], Meta(min_length=1)]

@@ -31,7 +31,7 @@ from pipeline.records.facts import (
 )
 
 
-class TestSet(Part, frozen=True):
+class LabelledImages(Part, frozen=True):
     """The labelled images that forms were measured on."""
 
     name: Words
@@ -71,7 +71,7 @@ class Verification(Facts, frozen=True):
     """The test set through every form, held against the gate and each other."""
 
     model: ModelName
-    data: TestSet
+    data: LabelledImages
     gate: Share
     compared_with: Words
     passed: bool

@@ -14,7 +14,7 @@ from pipeline.measure import statistics
 from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
-from pipeline.records.reports import TestSet, Verification
+from pipeline.records.reports import LabelledImages, Verification
 from pipeline.stages import Data, OptionalOut, Provider, images
 
 KIND, FILE = "verification", "verification.json"
@@ -55,7 +55,7 @@ def run(
         None,
         facts=Verification(
             model=model.name,
-            data=TestSet(name=split.name, images=len(split), digests=split.digests),
+            data=LabelledImages(name=split.name, images=len(split), digests=split.digests),
             gate=gate_used,
             compared_with=reference["name"],
             passed=not failures,

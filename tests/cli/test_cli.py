@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import stages
+from tests.support import ROOT, command, one_line, process, started
+
+COMMANDS = [*stages.names(), "run", "status", "models", "show"]
+HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "scipy", "tensorrt", "numpy", "rich"}
+
+
+def imported_by(*arguments: object) -> set[str]:
+    code = "import sys; from pipeline.cli.main import main\ntry: main()\n"
+    code += "finally: print(' '.join(sys.modules), file=sys.stderr)"
+    line = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert "Usage:" in result.stdout + result.stderr or "version" in result.stdout, result.stderr
+    modules = set(result.stderr.splitlines()[-1].split())
+    assert "pipeline.cli" in modules
+    return modules
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
+def test_help_imports_nothing_heavy(arguments):
+    assert not imported_by(*arguments) & HEAVY
+
+
+@pytest.mark.parametrize("name", stages.names())
+def test_help_of_a_stage_imports_no_library_it_will_use(name):
+    assert not imported_by(name, "-h") & {"torch", "onnx", "onnxruntime", "scipy"}
+
+
+def test_help_takes_under_a_quarter_of_a_second_of_processor_time():
+    def once() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert process("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    once()  # compiles
+    assert min(once() for _ in range(5)) < 0.25
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name):
+    for flag in ("-h", "--help"):
+        result = command(name, flag)
+        assert result.returncode == 0 and result.stdout.startswith(f"Usage: pipeline {name}")
+    assert "--json" in result.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_one_line_and_exit_code_2(name):
+    assert "--no-such-option" in one_line(command(name, "--no-such-option"), 2)
+
+
+def test_an_unknown_command_is_one_line_and_exit_code_2():
+    assert "No such command 'deploj'" in one_line(command("deploj"), 2)
+
+
+def test_no_command_shows_help_and_exits_2():
+    result = command()
+    assert result.returncode == 2 and "Stages:" in result.stdout + result.stderr
+
+
+def test_options_with_defaults_show_them():
+    assert "[default: 18]" in command("export", "-h").stdout
+    assert "[default: out]" in command("train", "-h").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell):
+    assert "_PIPELINE_COMPLETE" in process(_PIPELINE_COMPLETE=f"{shell}_source").stdout
+
+
+def test_completion_knows_stages_and_options():
+    words = {"COMP_WORDS": "pipeline ex", "COMP_CWORD": "1", "_PIPELINE_COMPLETE": "bash_complete"}
+    assert "export" in process(**words).stdout
+    words |= {"COMP_WORDS": "pipeline export --op", "COMP_CWORD": "2"}
+    assert "--opset" in process(**words).stdout
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(chain):
+    result = command("export", chain / "mnist_cnn.safetensors", "--out", "/proc/nothing")
+    assert "/proc/nothing" in one_line(result, 2)  # though root may, says the system
+
+
+def test_a_folder_in_the_way_is_one_line(chain, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    error = one_line(command("export", chain / "mnist_cnn.safetensors", "--out", tmp_path / "file"), 2)
+    assert "expected a folder that can be written to" in error
+    assert "is a folder" in one_line(command("show", tmp_path), 2)
+    assert "holds the records of the files beside it" in one_line(command("show", chain / "chain.json"), 2)
+    (tmp_path / "x.onnx").mkdir()
+    one_line(command("verify", tmp_path / "x.onnx"), 2)
+
+
+@pytest.mark.parametrize("line", [["export", "--out", ""], ["predict", ""], ["ship", "--data="]])
+def test_an_empty_path_is_not_the_folder_one_is_in(line):
+    assert "received nothing" in one_line(command(*line), 2)
+
+
+def test_json_is_all_there_is_on_stdout(chain, few):
+    for line in (["verify", chain / "mnist_cnn.onnx", "--data", few, "--gate", "0"], ["status", chain], ["models"]):
+        json.loads(command(*line, "--json").stdout)
+
+
+@pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal's", "nohup's"])
+def test_ctrl_c_is_one_line(few, tmp_path, inherited):
+    """Also where the tests run with SIGINT ignored, which child processes inherit."""
+    before = signal.signal(signal.SIGINT, inherited)
+    try:
+        running = started("train", "--data", few, "--out", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    seen = b""
+    while b"epoch 1" not in seen:
+        seen += os.read(running.stderr.fileno(), 1000) or pytest.fail("ended before it was interrupted")
+    running.send_signal(signal.SIGINT)
+    _, rest = running.communicate(timeout=60)
+    assert running.returncode == 130 and b"Traceback" not in rest and b"error: interrupted" in rest

@@ -1,0 +1,155 @@
+"""Image sets from every source, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import idx, imagesets, mnist, sources
+from pipeline.errors import UsageError
+from tests.support import DIGITS, command, one_line
+
+SHAPE, PETS = (3, 16, 20), ("cat", "dog")
+
+
+def load(source: object, part: str = "test", shape=SHAPE, classes=PETS) -> imagesets.ImageSet:
+    return imagesets.load(str(source), part, shape, classes)
+
+
+@pytest.fixture
+def colours() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, 16, 20, 3), np.uint8)
+
+
+@pytest.fixture
+def pets(tmp_path: Path, colours: np.ndarray) -> Path:
+    """Class folders: three pictures a class in train/, the same ones in test/, cats before dogs."""
+    for part in ("train", "test"):
+        for number, pixels in enumerate(colours):
+            folder = tmp_path / "pets" / part / PETS[number // 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+            (folder / ".DS_Store").write_text("not a picture")
+    return tmp_path / "pets"
+
+
+def test_class_folders(pets, colours):
+    images = load(pets)
+    assert np.array_equal(images.images, colours.transpose(0, 3, 1, 2)) and images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    swapped = load(pets, classes=("dog", "cat"))
+    assert swapped.labels.tolist() == [0, 0, 0, 1, 1, 1] and np.array_equal(swapped.images[0], images.images[3])
+    grey = load(pets, "train", (1, 8, 8))
+    assert grey.images.shape == (6, 1, 8, 8) and grey.part == "train"
+
+
+def test_class_folders_that_do_not_fit_are_named(pets):
+    with pytest.raises(UsageError, match="missing bird; other dog"):
+        load(pets, classes=("cat", "bird"))
+    (pets / "test/cat/0.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=r"0\.png: expected a picture"):
+        load(pets)
+
+
+def test_npz_with_channels_first_or_last_and_both_parts(tmp_path, colours):
+    labels = np.arange(6) % 2
+    first = colours.transpose(0, 3, 1, 2)
+    np.savez(
+        tmp_path / "last.npz", train_images=colours, train_labels=labels, test_images=first[:2], test_labels=labels[:2]
+    )
+    assert np.array_equal(load(tmp_path / "last.npz", "train").images, first)
+    assert len(load(tmp_path / "last.npz")) == 2
+    np.savez(tmp_path / "test.npz", images=colours, labels=labels)
+    assert np.array_equal(load(tmp_path / "test.npz").images, first)
+    with pytest.raises(UsageError, match="has no train_images"):
+        load(tmp_path / "test.npz", "train")
+
+
+def test_digests_tell_sets_apart(tmp_path, colours):
+    labels = np.arange(6) % 2
+    np.savez(tmp_path / "a.npz", images=colours, labels=labels)
+    np.savez(tmp_path / "b.npz", images=colours, labels=labels[::-1])
+    a, b = load(tmp_path / "a.npz").digests, load(tmp_path / "b.npz").digests
+    assert a["test-images"] == b["test-images"] and a["test-labels"] != b["test-labels"]
+    (tmp_path / "c.npz").write_bytes(imagesets.pack(load(tmp_path / "a.npz")))
+    assert load(tmp_path / "c.npz").digests == a, "all channels are packed"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "expected"),
+    [
+        (np.zeros((2, 16, 20, 3), np.float32), [0, 1], "float32"),
+        (np.zeros((2, 8, 8, 3), np.uint8), [0, 1], r"expected uint8 \[n, 3, 16, 20\]"),
+        (np.zeros((2, 16, 20, 3), np.uint8), [0, 2], "labels go from 0 to 2: expected 0 to 1"),
+        (np.zeros((2, 16, 20, 3), np.uint8), [0, 1, 1], "2 images and 3 labels"),
+        (np.zeros((2, 16, 20, 3), np.uint8), [[0, 1]], "expected integers"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(tmp_path, images, labels, expected):
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    with pytest.raises(UsageError, match=expected):
+        load(tmp_path / "x.npz")
+
+
+def test_nothing_is_fetched_into_a_folder_that_holds_something_else(pets, monkeypatch):
+    """A folder of cats and dogs is no place for MNIST, and a model of digits doesn't train on it."""
+    monkeypatch.setattr(mnist, "fetch", lambda root: pytest.fail("fetched"))
+    error = one_line(command("train", "--data", pets, "--out", pets / "out"), 2)
+    assert "expected a folder for each class of the model" in error
+    assert sorted(path.name for path in pets.iterdir()) == ["test", "train"]
+
+
+def test_a_name_that_is_no_source_is_no_folder_to_fetch_into(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnist, "fetch", lambda root: pytest.fail("fetched"))
+    error = one_line(command("verify", chain / "mnist_cnn.onnx", "--data", "cifar10", cwd=tmp_path), 2)
+    assert "cifar10: no such file or folder" in error and not list(tmp_path.iterdir())
+    (tmp_path / "empty").mkdir()
+    assert "has no test images" in one_line(command("verify", chain, "--data", tmp_path / "empty"), 2)
+
+
+def test_an_idx_set_other_than_mnist_is_itself(digits, tmp_path):
+    """Fashion-MNIST's files have MNIST's names, and are neither damaged nor MNIST."""
+    for prefix, n in (("train", 30), ("t10k", 20)):
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx.file(255 - digits.images[:n, 0]))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx.file(digits.labels[:n].astype(np.uint8)))
+    images = load(tmp_path, "test", (1, 28, 28), DIGITS)
+    assert len(images) == 20 and "MNIST" not in images.name and str(tmp_path) in images.name
+    assert len(load(tmp_path, "train", (1, 28, 28), DIGITS)) == 30
+
+
+def test_images_of_the_sources_own_training_set_are_noticed(pets, capsys):
+    images = load(pets)
+    (problem,) = imagesets.spoilt(images, [str(pets)], SHAPE, PETS)
+    assert "6 of 6 images are also in" in problem
+    np.savez(pets / "alone.npz", images=images.images[[0, 0, 1]], labels=[0, 0, 0])
+    alone = load(pets / "alone.npz")
+    (problem,) = imagesets.spoilt(alone, [str(pets / "alone.npz")], SHAPE, PETS)
+    assert "1 of 3 images are in it more than once" in problem
+    assert "not compared with training images" in capsys.readouterr().err
+
+
+def test_held_out_images_are_always_the_same_and_not_trained_on(few):
+    train, held = imagesets.split(str(few), (1, 28, 28), DIGITS, 100, None)
+    again, same = imagesets.split(str(few), (1, 28, 28), DIGITS, 100, 50)
+    assert len(train) == 2900 and len(held) == 100 and held.part == "held-out" and len(again) == 50
+    assert np.array_equal(held.images, same.images) and np.array_equal(again.images, train.images[:50])
+    with pytest.raises(UsageError, match="expected fewer than the 3000 images"):
+        imagesets.split(str(few), (1, 28, 28), DIGITS, 3000, None)
+
+
+def test_torchvision_by_name(tmp_path, monkeypatch):
+    """Its own class reads it; FakeData stands for a set that can be fetched."""
+    import torchvision
+
+    class Small(torchvision.datasets.FakeData):
+        def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
+            assert download and root == str(tmp_path / "torchvision")
+            super().__init__(5 if train else 3, (3, 16, 20), 2)
+
+    monkeypatch.setattr(torchvision.datasets, "Small", Small, raising=False)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    assert len(load("torchvision:Small", "train")) == 5 and load("torchvision:Small").images.shape == (3, *SHAPE)
+    with pytest.raises(UsageError, match="expected a data set that torchvision fetches"):
+        load("torchvision:NoSuchSet")

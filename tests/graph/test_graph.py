@@ -1,0 +1,290 @@
+"""Passes on ONNX graphs, over many architectures: the same function after each, nothing left that should be gone."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from pipeline.errors import CheckFailed
+from pipeline.graph import calibration, float16, load, passes, run
+from pipeline.records.forms import ModelCard
+from pipeline.stages import export
+from pipeline.tensorrt import bindings, builder, precision
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def card(shape: tuple[int, ...], classes: int = 10) -> ModelCard:
+    names, channels = [f"c{number}" for number in range(classes)], shape[0]
+    return ModelCard(name="net", title="", version="1", licence="", data="", input=list(shape), input_meaning="",
+                           classes=names, mean=MEAN[:channels], std=STD[:channels], gate=0.0)  # fmt: skip
+
+
+def settled(network: nn.Module) -> nn.Module:
+    """With statistics as of a trained network, in evaluation mode."""
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+            layer.running_mean.normal_(0, 0.2)
+            layer.running_var.uniform_(0.5, 1.5)
+            if layer.affine:
+                nn.init.uniform_(layer.weight, 0.5, 1.5)
+                nn.init.normal_(layer.bias, std=0.2)
+    return network.eval()
+
+
+def exported(network: nn.Module, shape: tuple[int, ...], classes: int = 10) -> onnx.ModelProto:
+    with torch.inference_mode():
+        network.eval()(torch.zeros(2, *shape))  # gives lazy layers their size
+    return passes.strip(export.export(settled(network), card(shape, classes), 18, "net"))
+
+
+def folded(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """The folded graph, and how many BatchNorms were left to Mul and Add."""
+    model = passes.split_plainly(passes.optimize(copy.deepcopy(model)))
+    left = passes.batch_norms(model)
+    return passes.strip(passes.fold_normalisation(passes.expand_batch_norms(model))), left
+
+
+def pixels(shape: tuple[int, ...], n: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
+
+
+def by_pytorch(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    """The network's own answers in float64."""
+    channels = images.shape[1]
+    mean, std = (torch.tensor(each[:channels], dtype=torch.float64).view(-1, 1, 1) for each in (MEAN, STD))
+    with torch.inference_mode():
+        return (
+            copy.deepcopy(network).double()((torch.from_numpy(images).double() / 255 - mean) / std).flatten(1).numpy()
+        )
+
+
+def sequential(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(10))
+
+
+NETWORKS = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), (3, 64, 64), 20, 0),
+    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), (3, 64, 64), 34, 0),
+    "shufflenet": (lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=10), (3, 64, 64), 56, 0),
+    "batch norm first": (lambda: sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2)), (3, 32, 32), 1, 1),
+    "batch norm behind ReLU": (lambda: sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)), (3, 32, 32), 1, 1),
+    "grouped, padded": (lambda: sequential(nn.Conv2d(3, 6, 3, groups=3, padding=1, bias=False), nn.BatchNorm2d(6), nn.SiLU()), (3, 32, 32), 1, 0),
+    "dilated, strided": (lambda: sequential(nn.Conv2d(1, 6, 3, 2, dilation=2), nn.Hardswish(), nn.ReLU6(), nn.Sigmoid()), (1, 40, 40), 0, 0),
+    "no convolution": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)), (3, 8, 8), 1, 0),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    make, shape, norms, left = NETWORKS[request.param]
+    made = make()
+    return made, exported(made, shape), shape, norms, left
+
+
+def test_every_network_is_the_same_after_every_pass(network):
+    made, model, shape, norms, left = network
+    images = pixels(shape)
+    expected = by_pytorch(made, images)
+    assert passes.batch_norms(model) == norms
+    assert run.difference(expected, run.outputs(model, images, "exported")) < 1e-5
+    result, kept = folded(model)
+    assert kept == left and passes.batch_norms(result) == 0
+    assert run.difference(expected, run.outputs(result, images, "folded")) < 1e-5
+    half = float16.half(result)
+    load.parse(half.SerializeToString(), "half")
+    assert float16.float32_nodes(half) == []
+    for rounded in (half, float16.rounded_sums(half)):
+        assert run.difference(expected, run.outputs(float16.rounded_twin(rounded), images, "twin")) < 2e-2
+
+
+def test_tensorrt_takes_every_network_in_half(network):
+    tensorrt = bindings.load("tensorrt-rtx")
+    log = bindings.logger(tensorrt)
+    half = float16.half(folded(network[1])[0])
+    _, layers = builder._parsed(half.SerializeToString(), "half", tensorrt.Builder(log), tensorrt, log)
+    precision.assert_parsed("half", layers, "HALF")
+
+
+def test_a_padded_first_convolution_leaves_one_sub_of_raw_pixels():
+    model, _ = folded(exported(sequential(nn.Conv2d(3, 4, 3, padding=1)), (3, 16, 16)))
+    assert [node.op_type for node in model.graph.node if node.op_type != "Shape"][:3] == ["Cast", "Sub", "Conv"]
+    shift = passes.weights(model)[passes.SHIFT].ravel()
+    assert np.allclose(shift, 255 * np.array(MEAN), rtol=1e-6)
+    model, _ = folded(exported(sequential(nn.Conv2d(3, 4, 3)), (3, 16, 16)))
+    assert [node.op_type for node in model.graph.node if node.op_type != "Shape"][:2] == ["Cast", "Conv"]
+
+
+@st.composite
+def networks(draw) -> tuple[nn.Sequential, tuple[int, int, int]]:
+    """A random chain of convolutions, norms in any place, activations and pools, and its input's shape."""
+    torch.manual_seed(draw(st.integers(0, 2**32 - 1)))
+    channels, layers = draw(st.sampled_from([1, 3])), []
+    inputs = channels
+    for _ in range(draw(st.integers(1, 3))):
+        outputs, padding = draw(st.integers(1, 6)), draw(st.sampled_from([0, 1]))
+        bias, affine = draw(st.booleans()), draw(st.booleans())
+        norm = nn.BatchNorm2d(outputs, eps=draw(st.sampled_from([1e-5, 1e-2])), affine=affine)
+        conv = nn.Conv2d(inputs, outputs, 3, draw(st.sampled_from([1, 2])), padding, bias=bias)
+        rest = draw(st.permutations([norm, nn.ReLU(), nn.Identity()]))
+        layers += [nn.BatchNorm2d(inputs)] * draw(st.booleans()) + [conv, *rest]
+        inputs = outputs
+    layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * inputs, 10)]
+    return settled(nn.Sequential(*layers)), (channels, 28, 28)
+
+
+@settings(max_examples=8, deadline=None)
+@given(networks())
+def test_random_networks_fold_to_the_same_function(drawn):
+    network, shape = drawn
+    model, _ = folded(exported(network, shape))
+    assert passes.batch_norms(model) == 0
+    assert run.difference(by_pytorch(network, pixels(shape)), run.outputs(model, pixels(shape), "net")) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value"),
+    [
+        ("running_var", 0.0), ("running_var", 1e-12), ("running_var", 1e8), ("running_mean", 1e4),
+        ("weight", 0.0), ("weight", -1.5), ("weight", 1e4), ("bias", -1e4),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("between", [nn.Identity, nn.ReLU], ids=["folded", "left as Mul and Add"])
+def test_extreme_batch_norms_fold_exactly(statistic, value, between):
+    """Near-zero variance, zero and negative gamma, huge scales: relative to the largest logit, float32's rounding."""
+    norm = nn.BatchNorm2d(3)
+    network = settled(nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), between(), norm, nn.ReLU(), nn.Conv2d(3, 2, 9)))
+    with torch.no_grad():
+        getattr(norm, statistic)[1] = value
+    model = passes.strip(export.export(network, card((1, 11, 11), 2), 18, "net"))
+    result, _ = folded(model)
+    images = pixels((1, 11, 11))
+    received = run.outputs(result, images, "net")
+    assert np.isfinite(received).all() and run.difference(by_pytorch(network, images), received) < 1e-5
+
+
+def graph(
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray] | None = None, **model: object
+) -> onnx.ModelProto:
+    """A model from uint8 images [batch, 1, 4, 4] through these nodes to float32 logits [batch, 16]."""
+    ends = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 1, 4, 4]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 16])]  # fmt: skip
+    tensors = [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()]
+    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    return helper.make_model(made, **{"opset_imports": [helper.make_opsetid("", 18)], "ir_version": 8, **model})
+
+
+PLAIN = [helper.make_node("Cast", ["images"], ["x"], to=1), helper.make_node("Flatten", ["x"], ["logits"])]
+
+
+def external() -> onnx.ModelProto:
+    model = graph(PLAIN, {"w": np.zeros(4, np.float32)})
+    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    entry = model.graph.initializer[0].external_data.add()
+    entry.key, entry.value = "location", "/etc/passwd"
+    return model
+
+
+def functions() -> onnx.ModelProto:
+    body = [helper.make_node("Identity", ["a"], ["b"])]
+    made = helper.make_function("", "F", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
+    return graph(PLAIN, functions=[made])
+
+
+def conditional() -> onnx.ModelProto:
+    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "b", [],
+                               [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])  # fmt: skip
+    chosen = helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    return graph([PLAIN[0], chosen, helper.make_node("Flatten", ["z"], ["logits"])], {"c": np.array(True)})
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (conditional(), "control flow: If"),
+        (external(), "weights outside the file: w"),
+        (functions(), "model-local functions: F"),
+        (graph([PLAIN[0], helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"), helper.make_node("Flatten", ["y"], ["logits"])],
+               opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]), "custom operators: com.microsoft::Gelu"),
+        (graph([PLAIN[0], helper.make_node("Bernoulli", ["x"], ["y"]), helper.make_node("Flatten", ["y"], ["logits"])]), "random operators: Bernoulli"),
+        (graph([PLAIN[0], helper.make_node("Expand", ["x", "s"], ["y"]), helper.make_node("ReduceMax", ["y", "a"], ["z"]), helper.make_node("Flatten", ["z"], ["logits"])],
+               {"s": np.array([1, 2**28, 4, 4]), "a": np.array([1])}), "elements an image"),
+        (graph([helper.make_node("Conv", ["images"], ["logits"])]), "is not a valid ONNX graph"),
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_graph_is_refused_by_name(model, expected):
+    with pytest.raises(CheckFailed, match=expected):
+        load.parse(model.SerializeToString(), "net.onnx")
+    assert load.parse(graph(PLAIN).SerializeToString(), "net.onnx")
+
+
+def test_no_onnx_is_refused():
+    for content in (b"no ONNX", b"", b"\x00" * 40):
+        with pytest.raises(CheckFailed, match=r"net\.onnx"):
+            load.parse(content, "net.onnx")
+
+
+def test_the_twin_rounds_after_every_operator_and_overflows_where_float16_does():
+    values = np.array([1.0, 1 + 2**-11, 3.0, 60000.0], np.float32)
+    nodes = [helper.make_node("Cast", ["images"], ["x"], to=1), helper.make_node("Flatten", ["x"], ["f"]),
+             helper.make_node("Mul", ["f", "w"], ["logits"])]  # fmt: skip
+    half = float16.half(graph(nodes, {"w": np.tile(values, 4)}))
+    twin = float16.rounded_twin(half)
+    images = np.full((1, 1, 4, 4), 2, np.uint8)
+    with np.errstate(over="ignore"):
+        expected = (values.astype(np.float16) * np.float16(2)).astype(np.float32)
+    assert np.array_equal(run.outputs(twin, images, "twin")[0, :4], expected) and np.isinf(expected[3])
+
+
+def test_the_twin_agrees_with_pytorch_in_half_precision():
+    """An independent implementation: PyTorch's CPU kernels also round after every operator, summing in float32."""
+    network = settled(
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 10, 3), nn.AvgPool2d(11))
+    )
+    model, _ = folded(passes.strip(export.export(network, card((1, 28, 28)), 18, "net")))
+    half, images = float16.half(model), pixels((1, 28, 28), 16)
+    weights = [torch.from_numpy(passes.weights(half)[name].copy()) for node in half.graph.node if node.op_type == "Conv"
+               for name in node.input[1:]]  # fmt: skip
+    x = torch.nn.functional.conv2d(torch.from_numpy(images).half(), *weights[:2]).relu()
+    x = torch.nn.functional.conv2d(torch.nn.functional.max_pool2d(x, 2), *weights[2:])
+    expected = torch.nn.functional.avg_pool2d(x, 11).flatten(1).float().numpy()
+    assert run.difference(expected, run.outputs(float16.rounded_twin(half), images, "twin")) < 2e-3
+
+
+def test_sums_in_blocks_are_rounded_in_between():
+    """A sum whose second half is lost in float16 once the first half is rounded: 2048 + 1 - 2048."""
+    weights = np.zeros((1, 192, 1, 1), np.float32)
+    weights[0, [0, 64, 128], 0, 0] = 2048, 1, -2048
+    nodes = [helper.make_node("Cast", ["images"], ["x"], to=1), helper.make_node("Expand", ["x", "s"], ["e"]),
+             helper.make_node("Conv", ["e", "w"], ["y"]), helper.make_node("Flatten", ["y"], ["logits"])]  # fmt: skip
+    half = float16.half(graph(nodes, {"s": np.array([1, 192, 4, 4]), "w": weights}))
+    ones = np.ones((1, 1, 4, 4), np.uint8)
+    assert (run.outputs(float16.rounded_twin(half), ones, "once") == 1).all()
+    split = float16.rounded_twin(float16.rounded_sums(half))
+    assert (run.outputs(split, ones, "blocks") == 0).all() and "Split" in load.operators(split)
+
+
+def test_ranges_are_those_of_the_values():
+    model, _ = folded(exported(sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2)), (1, 12, 12)))
+    images = pixels((1, 12, 12), 7)
+    found = calibration.ranges(model, images)
+    watched = copy.deepcopy(model)
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    pool = next(node for node in model.graph.node if node.op_type == "AveragePool")
+    for node, factor in ((conv, 1), (pool, 4)):
+        watched.graph.output[0].name = node.output[0]
+        watched.graph.output[0].type.tensor_type.ClearField("shape")
+        values = np.abs(run.outputs(watched, images, "net"))
+        seen = found[node.output[0]]
+        assert seen.largest == pytest.approx(values.max() * factor) and seen.values == values.size and seen.images == 7
+        assert seen.to_zero == np.count_nonzero((values < calibration.TO_ZERO) & (values > 0))

@@ -1,0 +1,59 @@
+"""The committed files: verified again from their bytes, with no training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from pipeline.records import kinds, manifest
+from pipeline.training import models
+from tests.support import command
+
+FILES = ["mnist_cnn.onnx", "mnist_cnn.fp16.onnx"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_reaches_the_gate_again(release, name):
+    result = command("verify", release / name, "--data", "mnist", "--json")
+    assert result.returncode == 0, result.stderr
+    recorded = {(row.form, row.arithmetic): row for row in manifest.read(release / "verification.json").facts.rows}
+    for row in json.loads(result.stdout)["facts"]["rows"]:
+        assert row["accuracy"] >= 0.9940 and row["differ"] <= (5 if "fp16" in name else 0)
+        known = recorded[row["form"], row["arithmetic"]]
+        assert row["sha256"] == known.sha256
+        assert abs(row["correct"] - known.correct) <= 2  # another processor may sum in another order
+
+
+def test_it_is_small_and_its_chain_holds(release):
+    onnx, half = (manifest.read(release / name) for name in FILES)
+    assert onnx.bytes <= 42_000 and half.bytes <= 24_000
+    assert half.parents == {"mnist_cnn.onnx": onnx.sha256}
+    verification = manifest.read(release / "verification.json")
+    assert verification.parents[half.name] == half.sha256 and verification.facts.passed
+    assert verification.parents.keys() >= onnx.parents.keys()
+
+
+def test_it_was_made_with_the_default_recipe(release):
+    history = manifest.read(release / "mnist_cnn.history.csv")
+    checkpoint = manifest.read(release / "verification.json").parents["mnist_cnn.safetensors"]
+    assert history.parents == {"mnist_cnn.safetensors": checkpoint}
+    expected = {
+        **asdict(models.get("mnist_cnn").recipes["default"]),
+        "model": "mnist_cnn",
+        "seed": 0,
+        "limit": None,
+        "hold_out": 0,
+    }
+    assert expected.items() <= history.options.items()
+
+
+@pytest.mark.parametrize("recipe", ["default", "best"])
+def test_the_studies_are_of_the_recipes_as_they_are(release, recipe):
+    study = manifest.read(release / f"study-{recipe}.json")
+    facts = json.loads((release / f"study-{recipe}.json").read_text())
+    expected = {**asdict(models.get("mnist_cnn").recipes[recipe]), "limit": None, "hold_out": 0}
+    assert expected.items() <= facts["numbers"].items() and facts == kinds.plain(study.facts)
+    assert len(facts["accuracies"]) >= 10 and facts["n"] == 10_000
+    assert facts["mean"] == pytest.approx(sum(facts["accuracies"]) / len(facts["accuracies"]))

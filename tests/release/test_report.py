@@ -1,0 +1,106 @@
+"""report.html in a real browser; run with EDGE_PIPELINE_SCREENS=1 it renews tests/screens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.records import manifest
+from pipeline.release.report import charts, measures
+from pipeline.runtimes.classifier import load
+from tests.support import browser
+from tests.support.releases import NAME
+
+
+@pytest.fixture(scope="module")
+def report(shipped) -> Path:
+    return shipped / NAME / "report.html"
+
+
+@pytest.mark.parametrize("view", list(browser.VIEWS))
+def test_it_renders_whole_with_nothing_from_outside(report, view):
+    with browser.opened(view) as opened:
+        page = opened.page
+        page.goto(report.as_uri())
+        assert page.title() == "mnist_cnn 1.0.0: report"
+        assert "Verified: every form reaches 99.40" in page.text_content("#verdict")
+        sections = ["accuracy", "mistakes", "confusion", "calibration", "latency", "training", "layers", "chain"]
+        for section in [*sections, "environment"]:
+            box = page.locator(f"#{section}").bounding_box()
+            assert box["height"] > 80 and box["width"] > 200, section
+        for section in ("accuracy", "calibration", "latency", "training"):
+            drawing = page.locator(f"#{section} svg").first
+            assert drawing.bounding_box()["height"] > 100 and drawing.locator("path").count() > 5
+        assert page.locator("#mistakes figure").count() == 50
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth === 28)")
+        ink, paper = page.evaluate(
+            "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+            ".map(c => c.match(/\\d+/g).map(Number).reduce((a, b) => a + b))"
+        )
+        assert (ink > paper) == (view == "dark") and abs(ink - paper) > 400
+        text = page.evaluate("getComputedStyle(document.querySelector('#accuracy svg text')).fill.match(/\\d+/g)[0]")
+        assert (int(text) > 128) == (view == "dark"), "drawings take the page's colours"
+        assert opened.fits() and not opened.errors and not opened.outside(report.as_uri())
+        opened.keep(f"report-{view}")
+        page.locator("#mistakes").scroll_into_view_if_needed()
+        page.evaluate("document.querySelector('#confusion').scrollIntoView()")
+        opened.keep(f"report-{view}-confusion")
+
+
+def test_it_prints(report):
+    with browser.opened("dark") as opened:
+        opened.page.goto(report.as_uri())
+        opened.page.emulate_media(media="print", color_scheme="light")
+        pdf = opened.page.pdf()
+    assert pdf.startswith(b"%PDF") and 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 20
+
+
+def test_what_it_shows_is_what_was_measured(report, release):
+    """Each misclassified image is the one that the file gets wrong, with its probabilities."""
+    from html import unescape
+
+    text = report.read_text()
+    recorded = manifest.read(release / "verification.json").facts
+    (row,) = (row for row in recorded.rows if row.form == "mnist_cnn.onnx")
+    shown = re.findall(r'alt="test image (\d+): (\d)"', text)
+    assert {index for index, _ in shown} == row.wrong.keys()
+    said = dict(re.findall(r'alt="test image (\d+): .*?<div>float32: (\d)', text, re.DOTALL))
+    assert {index: int(answer) for index, answer in said.items()} == row.wrong
+    for each in (*manifest.read(release / "mnist_cnn.onnx").parents.values(), recorded.data.name):
+        assert each in unescape(text)
+    cells = [int(count) for count in re.findall(r'<td class="(?:right|wrong)">(\d+)<', text)]
+    assert sum(cells) == 10_000
+    assert sum(int(count) for count in re.findall(r'<td class="right">(\d+)<', text)) == row.correct
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text) and "url(http" not in text and "<script" not in text
+
+
+def test_mistakes_mark_the_images_that_the_files_disagree_on():
+    same, other = np.eye(3)[[0, 1, 2]], np.eye(3)[[0, 2, 2]]
+    rows = measures.mistakes({"a.onnx": same, "b.fp16.onnx": other}, np.array([1, 1, 2]))
+    assert [(row["index"], row["label"], row["differ"]) for row in rows] == [(0, 1, False), (1, 1, True)]
+    assert rows[1]["answers"]["b.fp16.onnx"][0] == [2, 1.0]
+
+
+def test_the_calibration_error_is_guos():
+    """By hand: two bins of one answer each, one right at .8, one wrong at .6."""
+    found = measures.calibration(np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1]))
+    assert found["error"] == pytest.approx((0.2 + 0.6) / 2)
+    assert [(each["n"], each["right"]) for each in found["bins"]] == [(1, 0), (1, 1)]
+
+
+def test_probabilities_are_the_files_own(report, release, digits):
+    with load(release / "mnist_cnn.onnx", threads=1) as model:
+        image = digits.images[321]
+        first, second = np.sort(model.probabilities(image)[0])[::-1][:2]
+    (block,) = re.findall(r'alt="test image 321: .*?</figure>', report.read_text(), re.DOTALL)
+    assert f"{100 * first:.1f} %" in block and f"{100 * second:.1f} %" in block
+
+
+def test_drawings_have_the_pages_colours_and_no_ids_that_clash(report):
+    text = report.read_text()
+    ids = re.findall(r' id="([\w-]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert not [colour for colour in charts.COLOURS.values() if colour in text] and "var(--ink)" in text

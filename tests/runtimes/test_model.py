@@ -1,0 +1,126 @@
+"""The Python API: three lines, typed, without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline import load
+from pipeline.errors import CheckFailed, UsageError
+from pipeline.runtimes.classifier import softmax
+from tests.support import ROOT, flip
+
+
+@pytest.fixture(scope="module")
+def images(digits) -> np.ndarray:
+    return digits.images
+
+
+def test_three_lines_and_no_torch(release):
+    """Also with an import of torch made impossible."""
+    code = f"""
+import sys; sys.modules["torch"] = None
+import numpy as np
+from pipeline import load
+model = load({str(release / "mnist_cnn.onnx")!r})
+print(model(np.zeros([2, 28, 28], np.uint8)).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "(2, 10)\n", done.stderr
+
+
+def test_importing_the_package_costs_nothing():
+    code = "import sys, pipeline; print(sorted({'numpy', 'onnx', 'click'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'save'"):
+        pipeline.save  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn.onnx", "mnist_cnn.fp16.onnx"])
+def test_every_shape_is_the_same_answer(release, images, name):
+    with load(release / name) as model:
+        whole = model(images[:7])
+        assert whole.shape == (7, 10) and whole.dtype == np.float32
+        assert np.array_equal(model(images[:7, 0]), whole)
+        assert np.allclose(model(images[3, 0]), whole[3:4], atol=1e-5)
+        assert model.predict(images[:4]) == ["7", "2", "1", "0"] == [model.classes[i] for i in whole[:4].argmax(1)]
+        assert np.allclose(model.probabilities(images[:7]).sum(1), 1)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 10_001])
+def test_any_number_of_images(release, images, n):
+    many = np.concatenate([images, images[:1]])[:n]
+    with load(release / "mnist_cnn.onnx") as model:
+        found = model(many)
+        assert found.shape == (n, 10)
+        if n > 500:
+            assert np.array_equal(found[-1].argmax(), model(images[:1])[0].argmax())
+
+
+def test_arrays_of_any_layout(release, images):
+    with load(release / "mnist_cnn.onnx") as model:
+        expected = model(images[:10:2])
+        assert np.array_equal(model(images[:10][::2]), expected)
+        turned = np.ascontiguousarray(images[:10:2, 0].transpose(2, 1, 0)).transpose(2, 1, 0)
+        assert not turned.flags.c_contiguous and np.array_equal(model(turned), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (np.zeros((1, 28, 28), np.float32), "images are float32: expected uint8"),
+        (np.zeros((1, 28, 28), bool), "images are bool: expected uint8"),
+        (np.zeros((1, 27, 28), np.uint8), r"\[1, 27, 28\]: expected \[n, 1, 28, 28\]"),
+        (np.zeros((1, 3, 28, 28), np.uint8), r"\[1, 3, 28, 28\]"),
+        (np.zeros(784, np.uint8), r"\[784\]"),
+        (np.zeros((1, 1, 1, 28, 28), np.uint8), r"\[1, 1, 1, 28, 28\]"),
+        ("images", "expected uint8"),
+        (None, "expected uint8"),
+    ],
+)
+def test_what_it_does_not_take_is_said(release, wrong, expected):
+    with load(release / "mnist_cnn.onnx") as model, pytest.raises(UsageError, match=expected):
+        model(wrong)
+
+
+def test_an_altered_file_is_not_loaded(folder):
+    flip(folder / "mnist_cnn.onnx")
+    with pytest.raises(CheckFailed, match="altered"):
+        load(folder / "mnist_cnn.onnx")
+    with pytest.raises(UsageError, match="no such file"):
+        load("nowhere.onnx")
+
+
+def test_eight_threads_get_the_answers_of_one(release, images):
+    with load(release / "mnist_cnn.onnx", threads=1) as model:
+        expected, found = model(images[:500]), {}
+
+        def ask(number: int) -> None:
+            found[number] = all(np.array_equal(model(images[:500]), expected) for _ in range(10))
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert list(found.values()) == [True] * 8
+
+
+def test_the_softmax_never_overflows():
+    extreme = np.array([[1e38, 0, -1e38], [-3e38, -3e38, -3e38]], np.float32)
+    assert np.allclose(softmax(extreme), [[1, 0, 0], [1 / 3] * 3])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_answers_do_not_depend_on_the_number_of_threads(release, images, threads):
+    """Nor on how many images are asked about at once: ONNX Runtime sums each logit in one order."""
+    some = images[:2000]
+    for name in ("mnist_cnn.onnx", "mnist_cnn.fp16.onnx"):
+        with load(release / name, threads=threads) as model, load(release / name, threads=1) as alone:
+            assert np.array_equal(model(some), alone(some))
+            assert np.array_equal(model(some[:1]), alone(some)[:1])

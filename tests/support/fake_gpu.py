@@ -1,0 +1,253 @@
+"""A GPU that isn't there: the calls of `cuda.bindings.driver` and of a TensorRT engine, with their rules.
+
+Work put on a stream is done when the stream is waited for, not before; what is captured is done only when the graph is
+launched; memory is freed once, and none may be allocated while a graph is captured. It shows that the session's code
+keeps the rules. That the rules are CUDA's, a machine with a GPU must show (tests marked `gpu`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+
+from pipeline.records.devices import Gpu
+
+ENGINE = {
+    "runtime": "tensorrt",
+    "version": "10.3.0",
+    "targets": [],
+    "max_batch": 64,
+    "version_compatible": False,
+    "hardware_compatible": False,
+}
+ORIN = Gpu(name="Orin", capability="8.7", driver="12.6")
+
+
+class _Handle:
+    def __int__(self) -> int:
+        return 7
+
+
+class Cuda:
+    """Stands in for the module `cuda.bindings.driver`."""
+
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0, bad=1)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0)
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
+    )
+
+    def __init__(self, name: str = "Orin", capability: tuple[int, int] = (8, 7), count: int = 1) -> None:
+        self.name, self.capability, self.count = name, capability, count
+        self.memory, self.live, self.allocations, self.launches = {}, set(), 0, 0
+        self.stream: list = []
+        self.capturing: list | None = None
+        self.fail: set[str] = set()
+
+    def put(self, work) -> None:
+        (self.stream if self.capturing is None else self.capturing).append(work)
+
+    def _made(self, thing):
+        self.live.add(id(thing))
+        self.memory[id(thing)] = thing  # kept, so that no id is given twice
+        return 0, thing
+
+    def _gone(self, thing):
+        self.live.remove(id(thing))  # KeyError if freed twice
+        return (0,)
+
+    def cuInit(self, flags):
+        return (0,)
+
+    def cuDeviceGetCount(self):
+        return 0, self.count
+
+    def cuDeviceGet(self, index):
+        return 0, "device"
+
+    def cuDeviceGetName(self, length, device):
+        return 0, self.name.encode().ljust(length, b"\0")
+
+    def cuDeviceGetAttribute(self, which, device):
+        return 0, self.capability[which]
+
+    def cuDriverGetVersion(self):
+        return 0, 12060
+
+    def cuDevicePrimaryCtxRetain(self, device):
+        return 0, "context"
+
+    def cuCtxSetCurrent(self, context):
+        return (0,)
+
+    def cuGetErrorName(self, error):
+        return 0, b"CUDA_ERROR_BAD"
+
+    def cuGetErrorString(self, error):
+        return 0, b"something bad"
+
+    def _allocate(self, size):
+        assert self.capturing is None, "allocated while a graph was captured"
+        if "memory" in self.fail:
+            return 1, None
+        block = (ctypes.c_ubyte * size)(*([0xAB] * size))
+        address = ctypes.addressof(block)
+        self.memory[address] = block
+        self.live.add(address)
+        self.allocations += 1
+        return 0, address
+
+    cuMemAlloc = _allocate
+
+    def cuMemHostAlloc(self, size, flags):
+        return self._allocate(size)
+
+    def cuMemFree(self, address):
+        self.live.remove(address)
+        return (0,)
+
+    cuMemFreeHost = cuMemFree
+
+    def cuMemcpyHtoDAsync(self, to, source, size, stream):
+        self.put(lambda: ctypes.memmove(to, source, size))
+        return (0,)
+
+    cuMemcpyDtoHAsync = cuMemcpyHtoDAsync
+
+    def cuStreamCreate(self, flags):
+        return self._made(_Handle())
+
+    def cuStreamDestroy(self, stream):
+        return self._gone(stream)
+
+    def cuEventCreate(self, flags):
+        return self._made(SimpleNamespace(at=None))
+
+    def cuEventDestroy(self, event):
+        return self._gone(event)
+
+    def cuEventRecord(self, event, stream):
+        def record():
+            event.at = self.done
+
+        self.put(record)
+        return (0,)
+
+    def cuEventElapsedTime(self, before, after):
+        return 0, float(after.at - before.at)  # "milliseconds": pieces of work between
+
+    def cuStreamSynchronize(self, stream):
+        assert self.capturing is None, "waited while a graph was captured"
+        self.done = 0
+        work, self.stream = self.stream, []
+        for each in work:
+            each()
+            self.done += 1
+        return (0,)
+
+    def cuStreamBeginCapture(self, stream, mode):
+        self.capturing = []
+        return (0,)
+
+    def cuStreamEndCapture(self, stream):
+        graph, self.capturing = SimpleNamespace(work=self.capturing), None
+        return self._made(graph)
+
+    def cuGraphInstantiate(self, graph, flags):
+        return self._made(SimpleNamespace(work=[*graph.work]))
+
+    def cuGraphDestroy(self, graph):
+        return self._gone(graph)
+
+    cuGraphExecDestroy = cuGraphDestroy
+
+    def cuGraphLaunch(self, graph, stream):
+        self.launches += 1
+        for work in graph.work:
+            self.put(work)
+        return (0,)
+
+
+class Bindings:
+    """Stands in for the module `tensorrt`, to run engines: they answer as `answer` (images to logits) does."""
+
+    __version__ = "10.3.0"
+    TensorIOMode = SimpleNamespace(INPUT=SimpleNamespace(name="INPUT"), OUTPUT=SimpleNamespace(name="OUTPUT"))
+
+    class ILogger:
+        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
+
+        def __init__(self) -> None:
+            pass
+
+    def __init__(self, cuda: Cuda, answer, largest: int) -> None:
+        self.cuda, self.answer, self.largest, self.deserialised = cuda, answer, largest, 0
+
+    def Runtime(self, log):
+        return _Runtime(self, log)
+
+
+class _Runtime:
+    engine_host_code_allowed = False
+
+    def __init__(self, bindings: Bindings, log) -> None:
+        self.bindings, self.log = bindings, log
+
+    def deserialize_cuda_engine(self, content: bytes):
+        self.bindings.deserialised += 1
+        if content.startswith(b"broken"):
+            self.log.log(1, "magic tag does not match")
+            return None
+        return _Engine(self.bindings)
+
+
+class _Engine:
+    num_io_tensors = 2
+
+    def __init__(self, bindings: Bindings) -> None:
+        self.bindings = bindings
+
+    def get_tensor_name(self, index):
+        return ("logits", "images")[index]  # TensorRT promises no order
+
+    def get_tensor_mode(self, name):
+        return {"images": self.bindings.TensorIOMode.INPUT, "logits": self.bindings.TensorIOMode.OUTPUT}[name]
+
+    def get_tensor_dtype(self, name):
+        return SimpleNamespace(name={"images": "UINT8", "logits": "FLOAT"}[name])
+
+    def get_tensor_shape(self, name):
+        return {"images": (-1, 1, 28, 28), "logits": (-1, 10)}[name]
+
+    def create_execution_context(self):
+        return _Context(self.bindings)
+
+
+class _Context:
+    def __init__(self, bindings: Bindings) -> None:
+        self.bindings, self.shape, self.addresses = bindings, None, {}
+
+    def set_input_shape(self, name, shape):
+        self.shape = tuple(shape)
+        return name == "images" and 1 <= shape[0] <= self.bindings.largest
+
+    def set_tensor_address(self, name, address):
+        assert address in self.bindings.cuda.live
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        shape, addresses, cuda = self.shape, dict(self.addresses), self.bindings.cuda
+
+        def work():
+            size = int(np.prod(shape))
+            images = np.frombuffer(ctypes.string_at(addresses["images"], size), np.uint8).reshape(shape)
+            logits = np.ascontiguousarray(self.bindings.answer(images), np.float32)
+            ctypes.memmove(addresses["logits"], logits.ctypes.data, logits.nbytes)
+
+        cuda.put(work)
+        return True

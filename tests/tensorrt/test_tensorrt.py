@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from pipeline import chain as chains
+from pipeline import runtimes
+from pipeline.errors import CheckFailed, UsageError
+from pipeline.records import manifest
+from pipeline.records.devices import Gpu
+from pipeline.records.forms import Engine
+from pipeline.runtimes import tensorrt
+from pipeline.stages import bench, card, verify
+from pipeline.tensorrt import cuda
+from tests.support import command, flip, one_line
+from tests.support.fake_gpu import ENGINE, ORIN
+
+
+@pytest.fixture
+def engine(chain, tmp_path):
+    """An engine on record as built here; its bytes mean nothing, since the GPU is none."""
+    parent = manifest.read(chain / "mnist_cnn.fp16.onnx")
+
+    def make(content: bytes = b"an engine", gpu: Gpu | None = ORIN, **options) -> manifest.Artifact:
+        facts = Engine(**card(parent), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
+        path = tmp_path / "mnist_cnn.engine"
+        return manifest.write(path, content, parents=[parent], options=ENGINE | options, facts=facts)
+
+    return make
+
+
+@pytest.mark.parametrize("mode", tensorrt.READS["engine"])
+def test_a_session_answers_for_any_number_of_images(device, engine, chain, digits, mode):
+    images = digits.images[:150]
+    expected = device.answer(images)
+    with tensorrt.load(engine(), mode=mode) as session:
+        for count in (counts := (150, 1, 64, 65, 7, 150)):
+            assert np.allclose(session(images[:count]), expected[:count], atol=1e-3)
+        assert device.cuda.launches == (sum(-(-count // 64) for count in counts) if mode == tensorrt.GRAPH else 0)
+        assert session.arithmetic == f"HALF, {mode}"
+    assert not device.cuda.live, "something wasn't freed"
+
+
+@pytest.mark.parametrize("mode", tensorrt.READS["engine"])
+def test_a_request_allocates_nothing_and_is_done_when_it_returns(device, engine, mode):
+    with tensorrt.load(engine(), mode=mode) as session:
+        step = session.step(8)
+        before = device.cuda.allocations
+        for _ in range(3):
+            step()
+        assert device.cuda.allocations == before and not device.cuda.stream
+        assert session.gpu_step(8)() > 0
+        with pytest.raises(UsageError, match="at most 64, received 65; build it with --max-batch"):
+            session.step(65)
+
+
+def test_the_gpu_time_is_that_of_the_computation_alone(device, engine):
+    """The fake's clock counts pieces of work, the first event among them: one kernel makes two, copies more."""
+    with tensorrt.load(engine(), mode=tensorrt.GRAPH) as session:
+        assert session.gpu_step(4)() == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(
+    ("options", "gpu", "expected"),
+    [
+        ({"version": "10.13.3"}, ORIN, "built by tensorrt 10.13.3, this machine has 10.3.0; `pipeline build`"),
+        ({"version": "10.7.0", "version_compatible": True}, ORIN, "built by tensorrt 10.7.0"),
+        ({"version": "9.3.0", "version_compatible": True}, ORIN, "built by tensorrt 9.3.0"),
+        ({}, replace(ORIN, name="Thor"), "built for Thor (compute capability 8.7), this machine has Orin"),
+        ({}, replace(ORIN, capability="8.6"), "built for Orin (compute capability 8.6), this machine has Orin"),
+        ({"targets": ["sm86", "sm120"]}, None, "built for sm86, sm120, this machine has Orin"),
+    ],
+)
+def test_another_version_or_gpu_is_refused_before_deserialising(device, engine, options, gpu, expected):
+    made = engine(gpu=gpu, **options)
+    with pytest.raises(CheckFailed, match=re.escape(expected)):
+        tensorrt.load(made)
+    assert expected in runtimes.unable(made) and device.deserialised == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "gpu"),
+    [
+        ({"version": "10.2.0", "version_compatible": True}, ORIN),
+        ({"hardware_compatible": True}, replace(ORIN, name="A2", capability="8.6")),
+        ({"targets": ["sm86", "sm87"]}, None),
+    ],
+)
+def test_what_was_built_to_run_elsewhere_does(device, engine, options, gpu):
+    assert runtimes.unable(engine(gpu=gpu, **options)) is None
+
+
+def test_an_altered_byte_is_refused_before_deserialising(device, engine):
+    made = engine()
+    flip(made.path)
+    with pytest.raises(CheckFailed, match="altered: expected sha256"):
+        tensorrt.load(made)
+    flip(made.path)
+    flip(made.path.with_name(manifest.FILE), 200)
+    with pytest.raises(CheckFailed, match="altered"):
+        tensorrt.load(manifest.read(made.path))
+    assert device.deserialised == 0
+
+
+def test_an_engine_that_tensorrt_refuses_is_one_line(device, engine):
+    with pytest.raises(CheckFailed, match="can't be loaded: magic tag does not match"):
+        tensorrt.load(engine(b"broken"))
+
+
+def test_what_cuda_says_reaches_the_person(device, engine):
+    device.cuda.fail.add("memory")
+    with tensorrt.load(engine()) as session, pytest.raises(CheckFailed, match="CUDA: CUDA_ERROR_BAD: something bad"):
+        session.step(1)
+
+
+def test_it_is_verified_and_timed_like_any_form(device, engine, few, chain):
+    made = engine()
+    verification = verify.run(made, manifest.read(chain / "mnist_cnn.onnx"), data=str(few), gate=0.8)
+    rows = {row.arithmetic: row for row in verification.facts.rows}
+    assert {"HALF, CUDA graph", "HALF, no CUDA graph"} < rows.keys()
+    assert rows["HALF, CUDA graph"].wrong == rows["HALF, no CUDA graph"].wrong
+
+
+def test_a_folder_is_verified_without_what_cannot_run_here(chain, capsys, monkeypatch):
+    monkeypatch.setattr(cuda, "gpu", _no_gpu)
+    kinds = [form.kind for form in chains.runnable(chains.forms(chain))]
+    assert kinds == ["checkpoint", "unfolded", "folded", "half"]
+    assert "left out: " in (told := capsys.readouterr().err) and "no GPU at all" in told
+
+
+def _no_gpu():
+    raise UsageError("no GPU at all")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx has wheels for x86-64 only")
+def test_who_names_an_engine_that_cannot_run_here_is_told(chain, tmp_path):
+    path = chain / "mnist_cnn.engine"
+    if runtimes.unable(manifest.read(path)) is None:
+        pytest.skip("this machine runs it")
+    assert "built for sm86, sm89, sm120" in one_line(command("verify", path), 2)
+    made = manifest.read(path)
+    for each in (path, path.with_name(manifest.FILE)):
+        shutil.copy(each, tmp_path)
+    options = made.options | {"version": "1.0.0.1"}
+    manifest.write(tmp_path / path.name, path.read_bytes(), options=options, facts=made.facts)
+    line = one_line(command("bench", tmp_path / path.name, "--quick"), 1)
+    assert f"built by tensorrt-rtx 1.0.0.1, this machine has {made.options['version']}" in line
+
+
+def test_percentiles_of_a_gpu_are_in_the_benchmark(device, engine):
+    made = bench.run(engine(), quick=True, batch=(1,))
+    rows = {row.arithmetic: row for row in made.facts.rows}
+    assert set(rows) == {"HALF, CUDA graph", "HALF, no CUDA graph"}
+    assert all(row.gpu_microseconds["p50"] > 0 for row in rows.values())

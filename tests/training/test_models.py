@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pipeline.training import augmentation, models
+from tests.support import command, one_line
+
+MODEL = models.get("mnist_cnn")
+
+SEED_TABLE = """
+Conv2d 12,26,26 108  BatchNorm2d 12,26,26 24  ReLU 12,26,26 0  Dropout 12,26,26 0
+Conv2d 16,24,24 1728  BatchNorm2d 16,24,24 32  ReLU 16,24,24 0  Dropout 16,24,24 0
+Conv2d 10,24,24 160  MaxPool2d 10,12,12 0
+Conv2d 12,10,10 1080  BatchNorm2d 12,10,10 24  ReLU 12,10,10 0  Dropout 12,10,10 0
+Conv2d 16,8,8 1728  BatchNorm2d 16,8,8 32  ReLU 16,8,8 0  Dropout 16,8,8 0
+Conv2d 30,6,6 4320  BatchNorm2d 30,6,6 60  ReLU 30,6,6 0  Dropout 30,6,6 0
+AvgPool2d 30,1,1 0  Conv2d 10,1,1 300
+"""
+
+
+def test_the_network_is_the_given_one_layer_by_layer():
+    words = SEED_TABLE.split()
+    expected = [
+        (layer, [-1, *map(int, shape.split(","))], int(size))
+        for layer, shape, size in zip(words[::3], words[1::3], words[2::3], strict=True)
+    ]
+    table = models.layers(MODEL.build(), MODEL.input)
+    assert [(row["layer"], row["output"], row["parameters"]) for row in table] == expected
+    assert len(expected) == 24 and sum(size for _, _, size in expected) == 9596
+
+
+def test_the_schedule_is_the_given_one():
+    recipe = MODEL.recipes["default"]
+    assert (recipe.lr, recipe.momentum, recipe.step_size, recipe.gamma) == (0.04, 0.9, 6, 0.1)
+    assert (recipe.epochs, recipe.batch_size, MODEL.gate) == (15, 64, 0.994)
+    assert (recipe.schedule, recipe.lr * recipe.gamma) == ("step", pytest.approx(0.004))
+    assert -(-60_000 // recipe.batch_size) == 938
+
+
+def test_show_prints_the_table():
+    result = command("show", "mnist_cnn")
+    assert result.returncode == 0 and "Total params: 9,596" in result.stdout
+    assert "Conv2d-1 " in result.stdout and "Conv2d-24 " in result.stdout
+    shown = json.loads(command("show", "mnist_cnn", "--json").stdout)
+    assert shown["parameters"] == 9596 and len(shown["layers"]) == 24
+
+
+def test_models_lists_it():
+    assert "mnist_cnn" in command("models").stdout
+    assert "expected one of mnist_cnn" in one_line(command("show", "resnet"), 2)
+    assert "put its file into ./models" in one_line(command("train", "some/net.py"), 2)
+
+
+def test_augmentation_moves_strokes_and_keeps_the_background():
+    images = torch.zeros(64, 1, 28, 28)
+    images[:, :, 8:20, 13:15] = 1
+    generator = torch.Generator().manual_seed(0)
+    moved = augmentation.augment(images, generator, MODEL.recipes["default"], 1.0)
+    assert moved.shape == images.shape and moved.min() >= 0 and moved.max() <= 1 + 1e-6
+    assert (moved[:, :, :3] == 0).all() and not torch.equal(moved, images)
+    assert 0.6 < moved.sum() / images.sum() < 1.5
+    still = augmentation.augment(images, generator, MODEL.recipes["default"], 0.0)
+    assert torch.allclose(still, images, atol=1e-4)
+
+
+def test_its_grid_is_pytorchs():
+    affine = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(affine, [5, 1, 20, 28], align_corners=False)
+    torch.testing.assert_close(augmentation._grid(affine, 20, 28), expected)
