@@ -41,7 +41,8 @@ def status(folder: Path, model: str | None = None) -> list[Link]:
     """Each link of a model's chain in a folder, in order; by default of the one model that the folder has."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
-    model, links = model or _model(folder), []
+    model = model or _model(folder)
+    links: list[Link] = []
     for name in _stages(_adopted(folder, model)):
         links.append(_link(stages.get(name), folder, model, links))
     others = [folder / name for name in manifest.names(folder)]
@@ -101,7 +102,7 @@ def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> L
     for parent in earlier:
         if parent.state == MISSING or stages.get(parent.stage).KIND not in kinds:
             continue
-        if parent.state != FRESH:
+        if parent.state != FRESH or parent.artifact is None:
             return Link(name, path, STALE, f"{parent.path.name} is {parent.state}", made)
         if FORMS in inputs(stage) and runtimes.unable(parent.artifact):
             continue  # what can't be run here can't be in a verification made here
@@ -137,19 +138,23 @@ def outdated(
     return f"failed: {'; '.join(made.facts.failed)}" if made.facts.failed else None
 
 
+def maker(artifact: Artifact) -> str:
+    """The stage that makes artifacts of this kind."""
+    return next(name for name in stages.names() if artifact.kind == stages.get(name).KIND)
+
+
 def refuse_altered(links: list[Link]) -> None:
     """CheckFailed if a link is altered, with what was expected and received."""
     if altered := [link.why for link in links if link.state == ALTERED]:
         raise CheckFailed("; ".join(altered))
 
 
-def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterator[Link]:
-    """Run every stage whose parents or options aren't those on record; yields each link, made or fresh.
+def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterator[tuple[Artifact, str]]:
+    """Run every stage whose parents or options aren't those on record; yields each artifact and MADE or FRESH.
 
-    What comes after a stage that was run is run, too, even if the same bytes came out: on a fresh clone, records of
-    another machine are no measurement of this one.
-    `options` are those of all stages, by name. What fails a check, such as a verification, has `failures` in its facts;
-    the later stages have their turn nevertheless.
+    Everything downstream of a stage that ran is rerun, even if its output is identical: measurements from another
+    machine do not count here. `options` are those of all stages, by name. An artifact that fails a check, such as a
+    verification, says so in its facts, and the later stages run nevertheless.
     """
     from pipeline.stages import check
 
@@ -160,7 +165,7 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
         yield from _run(model, out, force, options)
 
 
-def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iterator[Link]:
+def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iterator[tuple[Artifact, str]]:
     adopted = _adopted(out, model)
     made: dict[str, Artifact] = {adopted.kind: adopted} if adopted else {}
     done: set[str] = set()
@@ -178,7 +183,7 @@ def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iter
             artifact, state = stage.run(*given, **chosen), MADE
             done.add(stage.KIND)
         made[stage.KIND] = artifact
-        yield Link(name, artifact.path, state, artifact=artifact)
+        yield artifact, state
 
 
 def _given(kind: str, model: str, made: Mapping[str, Artifact]) -> list[Any]:

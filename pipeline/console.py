@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from json import dumps
 from typing import Any
 
 
@@ -17,6 +18,11 @@ def say(text: str) -> None:
 def result(text: str) -> None:
     """One line of the result on stdout."""
     print(text, flush=True)
+
+
+def json(value: Any) -> None:
+    """A result on stdout as JSON."""
+    result(dumps(value, indent=1, ensure_ascii=False))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, spare: Sequence[str] = ()) -> None:

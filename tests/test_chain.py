@@ -242,5 +242,5 @@ def test_other_training_images_make_the_checkpoint_stale(folder, few, tmp_path):
     np.savez(tmp_path / "other.npz", **arrays)
     train, path = stages.get("train"), folder / "mnist_cnn.safetensors"
     for data, fresh in ((few, True), (tmp_path / "other.npz", False)):
-        chosen = {**stages.options(train), "data": str(data), "epochs": 2, "batch_size": 32}
+        chosen = {**stages.options(train), "data": str(data), "epochs": 2, "batch_size": 32, "train_threads": 1}
         assert bool(chains._on_record(train, path, "mnist_cnn", ["mnist_cnn"], chosen)) is fresh

@@ -13,6 +13,8 @@ from tests.support import ROOT, command
 from tests.support.elsewhere import classifier, pictures
 
 TEXT = (ROOT / "docs/your-own-model.md").read_text()
+# One thread: two that wait for each other beside the other worker's tests take five times as long.
+QUICK = ["--quick", "--batch", "1", "--train-threads", "1"]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -27,8 +29,7 @@ def section(title: str) -> tuple[list[str], list[str]]:
 def walk(folder: Path, lines: list[str], *more: str) -> None:
     for line in lines:
         program, *words = line.split()
-        few = [*more, "--quick", "--batch", "1"] if words[0] == "run" else []
-        result = command(*words, *few, cwd=folder)
+        result = command(*words, *([*QUICK, *more] if words[0] == "run" else []), cwd=folder)
         assert program == "pipeline" and result.returncode == 0, (line, result.stderr[-1000:])
 
 

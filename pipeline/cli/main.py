@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from pipeline.cli import inputs, parameters
 from pipeline.errors import CheckFailed, PipelineError
 from pipeline.machine import extras as installs
 from pipeline.records import disk, kinds, manifest
+from pipeline.records.manifest import Artifact
 from pipeline.training import models
 
 SHOWN = 5  # failures named in the error line; the report has all
@@ -29,6 +30,12 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*commands.COMMANDS, *self.commands]
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name, names = args[0], self.list_commands(ctx)
+        if name not in names and (near := difflib.get_close_matches(name, names, 1)):
+            ctx.fail(f"No such command {name!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in commands.COMMANDS:
@@ -62,7 +69,7 @@ def module_command(name: str, stage: ModuleType) -> click.Command:
         with disk.held(options.get("out") if alone else None):
             made = stage.run(*positional, **options)
         if made and as_json:
-            console.result(json.dumps({"path": str(made.path) if made.path else None, **made.record()}, indent=1))
+            console.json({"path": str(made.path) if made.path else None, **made.record()})
         elif made:
             stage.show(made)
             if made.path:
@@ -95,80 +102,71 @@ class Run(click.Command):
 
 @cli.command(cls=Run, context_settings=SETTINGS)
 def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
-    """The whole chain: every stage whose inputs or options aren't those on record. Prints the verification last."""
-    steps, failure = [], None
+    """Run the whole chain: every stage whose inputs or options aren't those on record. Prints the verification last."""
+    states: list[str] = []
+    artifacts: list[Artifact] = []
     try:
-        for step in chain.run(model, force=force, **options):
-            console.say(f"{step.stage:<8}{step.state}: {step.path}")
-            steps.append(step)
-    except PipelineError as error:
-        failure = error
-    if as_json:
-        console.result(json.dumps({step.path.name: step.artifact.record() for step in steps}, indent=1))
-    else:
-        for step in sorted(steps, key=lambda step: step.artifact.kind == "verification"):
-            stages.get(step.stage).show(step.artifact)
-    if failure:
-        raise failure
-    _raise([problem for step in steps for problem in step.artifact.facts.failed])
-    if all(step.state == chain.FRESH for step in steps):
+        for artifact, state in chain.run(model, force=force, **options):
+            console.say(f"{chain.maker(artifact):<8}{state}: {artifact.path}")
+            states.append(state)
+            artifacts.append(artifact)
+    finally:  # what was made is shown, also if a later stage fails
+        if as_json:
+            console.json({artifact.name: artifact.record() for artifact in artifacts})
+        else:
+            for artifact in sorted(artifacts, key=lambda each: each.kind == "verification"):
+                stages.get(chain.maker(artifact)).show(artifact)
+    _raise([problem for artifact in artifacts for problem in artifact.facts.failed])
+    if set(states) == {chain.FRESH}:
         console.say("nothing to do: every artifact is as on record (--force makes them again)")
 
 
-@cli.command(context_settings=SETTINGS)
+@cli.command(context_settings=SETTINGS, params=[parameters.json_option()])
 @click.argument("folder", type=click.Path(path_type=Path), default=stages.DEFAULTS["out"])
 @click.option("--model", help="Which model, if the folder has several.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def status(folder: Path, model: str | None, as_json: bool) -> None:
-    """Each link of the chain in a folder: fresh, stale, missing or altered. Exits 1 if one is altered."""
+    """Show each link of the chain in a folder: fresh, stale, missing or altered. Exits 1 if one is altered."""
     links = chain.status(folder, model)
-    rows = [[link.stage, link.path.name, link.state, link.why] for link in links]
-    if as_json:
-        console.result(
-            json.dumps([dict(zip(("stage", "file", "state", "why"), row, strict=True)) for row in rows], indent=1)
-        )
-    else:
-        console.table(["stage", "file", "state", "why"], rows, title=str(folder))
+    rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
+    _show_rows(rows, str(folder), as_json)
     chain.refuse_altered(links)
 
 
-@cli.command("models", context_settings=SETTINGS)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@cli.command("models", context_settings=SETTINGS, params=[parameters.json_option()])
 def list_models(as_json: bool) -> None:
-    """List the models that there are to train: files in ./models, and the project's own."""
+    """List the models that can be trained: files in ./models, and the project's own."""
     cards = [models.get(name).card(name) for name in models.names()]
-    if as_json:
-        console.result(
-            json.dumps([{"name": each.name, "title": each.title, "gate": each.gate} for each in cards], indent=1)
-        )
-    else:
-        rows = [[each.name, each.title, f"{each.gate:.2%}"] for each in cards]
-        console.table(["model", "what", "gate"], rows, title="models")
+    _show_rows([{"name": card.name, "title": card.title, "gate": card.gate} for card in cards], "models", as_json)
 
 
-@cli.command(context_settings=SETTINGS)
+@cli.command(context_settings=SETTINGS, params=[parameters.json_option()])
 @click.argument("what", metavar="MODEL|FILE")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def show(what: str, as_json: bool) -> None:
     """Show a model's layer table and recipes, or what is on record about an artifact."""
     if what not in models.names() and Path(what).exists():
-        console.result(json.dumps(manifest.read(Path(what)).record(), indent=1, ensure_ascii=False))
+        console.json(manifest.read(Path(what)).record())
         return
     model = models.get(what)
     card, layers = model.card(what), models.layers(model.build(), model.input)
     total = sum(row["parameters"] for row in layers)
     if as_json:
-        console.result(json.dumps({"card": kinds.plain(card), "layers": layers, "parameters": total}, indent=1))
+        console.json({"card": kinds.plain(card), "layers": layers, "parameters": total})
         return
-    rows = [
-        [f"{row['layer']}-{number}", str(row["output"]), f"{row['parameters']:,}"]
-        for number, row in enumerate(layers, 1)
-    ]
+    rows = [[f"{row['layer']}-{n}", str(row["output"]), f"{row['parameters']:,}"] for n, row in enumerate(layers, 1)]
     console.table(["layer (type)", "output shape", "parameters"], rows, title=card.title)
     console.result(f"Total params: {total:,}")
     for name, recipe in model.recipes.items():
         numbers = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(recipe).items())
         console.result(f"Recipe {name}: {numbers}")
+
+
+def _show_rows(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
+    """A list of rows, as JSON or as a table whose headers are the rows' keys."""
+    if as_json:
+        console.json(rows)
+    else:
+        cells = [[f"{each:.2%}" if isinstance(each, float) else each for each in row.values()] for row in rows]
+        console.table(list(rows[0]) if rows else [], cells, title=title)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -182,12 +180,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        where = error.ctx.command_path if getattr(error, "ctx", None) else "pipeline"
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "pipeline"
         _fail(f"{error.format_message()} (see `{where} --help`)", error.exit_code)
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        _fail(f"this needs {error.name}, which isn't installed: {installs.line([error.name])}", 2)
+        module = error.name or str(error)
+        _fail(f"this needs {module}, which isn't installed: {installs.line([module])}", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort):

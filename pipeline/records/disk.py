@@ -62,14 +62,12 @@ def held(folder: Path | None) -> Iterator[None]:
     Where the system has none (Windows, some network file systems), nothing is held. A folder that is created for the
     lock is removed again if it stays empty.
     """
-    try:
-        import fcntl
-    except ImportError:
-        fcntl = None
     mine: set[Path] = vars(_here).setdefault("folders", set())
-    if folder is None or fcntl is None or folder.absolute() in mine:
+    if folder is None or os.name == "nt" or folder.absolute() in mine:
         yield
         return
+    import fcntl
+
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)

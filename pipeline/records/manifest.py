@@ -139,6 +139,8 @@ def recall(path: Path) -> Artifact:
 
 def content(artifact: Artifact) -> bytes:
     """The artifact's bytes, checked once more, so that what is used is what was checked."""
+    if artifact.path is None:
+        raise UsageError(f"{artifact.name}: expected an artifact with a file")
     data = artifact.path.read_bytes()
     _expect(artifact.path, artifact.sha256, hashlib.sha256(data).hexdigest())
     return data

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pipeline.commands import Module, with_defaults
+from pipeline.graph import load, metadata
+from pipeline.records import code, manifest
+from pipeline.records.forms import Graph
 from pipeline.records.manifest import Artifact
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from pipeline.data.imagesets import ImageSet
 
 Out = Annotated[Path, "Folder that artifacts are written to."]
@@ -96,3 +102,33 @@ def images(parent: Artifact, data: str | None, part: str = "test") -> ImageSet:
 def output(out: Path, file: str, parent: Artifact) -> Path:
     """Where a stage's artifact goes."""
     return out / file.format(model=parent.facts.model.name)
+
+
+def describe(model: ModelProto, parent: Artifact, name: str) -> ModelProto:
+    """Write the metadata of a graph made from `parent`. CheckFailed, beginning with `name`, if it isn't a valid one."""
+    metadata.describe(model, parent.facts.model, parent.facts.reference, parent.sha256)
+    load.parse(model.SerializeToString(), name)
+    return model
+
+
+def write_graph(
+    path: Path,
+    model: ModelProto,
+    parent: Artifact,
+    kind: type[Graph],
+    *,
+    stage: str,
+    packages: tuple[str, ...],
+    options: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> Artifact:
+    """Write an ONNX file made from `parent` by a stage, its module's name; `facts` are those of its kind alone."""
+    return manifest.write(
+        path,
+        model.SerializeToString(deterministic=True),
+        facts=kind(**card(parent), **metadata.facts(model), **facts),
+        parents=[parent],
+        options=options,
+        versions=manifest.versions(*packages),
+        code=code.digest(stage),
+    )

@@ -50,7 +50,9 @@ def run(
 
     Raises CheckFailed, naming what stands in the way, for a graph that the chain can't take.
     """
-    content = _content(file)
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file: expected an ONNX file")
+    content = file.read_bytes()
     names = _classes(classes)
     source = adopt.parse(content, str(file))
     (channels, height, width), channels_last, batch = adopt.image_input(source, str(file))
@@ -69,9 +71,8 @@ def run(
         expected, _activated(logits, activation), f"{file}: adopted, an answer differs from the file's own"
     )
     right = expected.argmax(1) == split.labels
-    card = msgspec.structs.replace(
-        card, gate=max(0.0, round(float(right.mean()) - MARGIN, 4)) if gate is None else gate
-    )
+    if gate is None:
+        card = msgspec.structs.replace(card, gate=max(0.0, round(float(right.mean()) - MARGIN, 4)))
     reference = Reference(
         name=split.name, digests=split.digests, n=len(split), correct=int(right.sum()),
         wrong={str(index): int(expected[index].argmax()) for index in np.flatnonzero(~right)},
@@ -95,12 +96,6 @@ def run(
         versions=manifest.versions("onnx", "onnxruntime", "onnxruntime-gpu"),
         code=code.digest(__name__),
     )
-
-
-def _content(file: Path) -> bytes:
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file: expected an ONNX file")
-    return file.read_bytes()
 
 
 def _classes(text: str) -> list[str]:
@@ -138,14 +133,14 @@ def _answers(
     """The file's own answers `[n, classes]`, float32, in ONNX Runtime, to images normalised by numpy."""
     parts, size = [], batch or graphs.BATCH
     session = graphs.session(original, name)
-    image, (mean, std) = session.get_inputs()[0].name, (np.float32(each) for each in (card.mean, card.std))
+    image = session.get_inputs()[0].name
+    mean, std = (np.array(each, np.float32)[:, None, None] for each in (card.mean, card.std))
     with console.progress(len(images), "image", "the file's own answers") as bar:
         for start in range(0, len(images), size):
             part = images[start : start + size].astype(np.float32)
-            part = (part / np.float32(255) - mean[:, None, None]) / std[:, None, None]
-            filled = (
-                np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.float32)]) if batch else part
-            )
+            part = (part / np.float32(255) - mean) / std
+            filled = np.zeros((size, *part.shape[1:]), np.float32) if batch else part
+            filled[: len(part)] = part
             pixels = np.ascontiguousarray(filled.transpose(0, 2, 3, 1)) if channels_last else filled
             parts.append(session.run(None, {image: pixels})[0].reshape(len(filled), -1)[: len(part)])
             bar.update(len(part))

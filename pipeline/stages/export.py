@@ -12,12 +12,10 @@ from pipeline import console
 from pipeline.errors import CheckFailed, UsageError, reason
 from pipeline.graph import load, metadata, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard, Unfolded
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import classifier, pytorch
-from pipeline.stages import Data, Out, card, output
-from pipeline.stages import images as stage_images
+from pipeline.stages import Data, Out, describe, images, output, write_graph
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 
 KIND, FILE = "unfolded", "{model}.unfolded.onnx"
 NEEDS = ("torch", "onnxscript", "onnxruntime")
+PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
 OPSETS = range(18, 24)  # PyTorch's exporter writes 18 and later; ONNX Runtime takes up to 23
 
 
@@ -45,27 +44,23 @@ def run(
     """
     if opset not in OPSETS:
         raise UsageError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
-    model_card = checkpoint.facts.model
-    model = passes.strip(export(pytorch.network(checkpoint), model_card, opset, str(checkpoint.path)))
-    metadata.describe(model, model_card, checkpoint.facts.reference, checkpoint.sha256)
-    images = stage_images(checkpoint, data).images
+    model = passes.strip(export(pytorch.network(checkpoint), checkpoint.facts.model, opset, str(checkpoint.path)))
+    describe(model, checkpoint, f"{checkpoint.path}, exported")
+    pixels = images(checkpoint, data).images
     with pytorch.load(checkpoint) as session:
-        before = classifier.in_batches(session, images)
-    after = graphs.outputs(model, images, str(checkpoint.path))
+        before = classifier.in_batches(session, pixels)
+    after = graphs.outputs(model, pixels, str(checkpoint.path))
     difference = graphs.check_same(before, after, f"{checkpoint.path}: exported, a logit differs")
-    return manifest.write(
+    return write_graph(
         output(out, FILE, checkpoint),
-        model.SerializeToString(deterministic=True),
-        facts=Unfolded(
-            **card(checkpoint),
-            **metadata.facts(model),
-            batch_norms=passes.batch_norms(model),
-            difference=difference,
-        ),
-        parents=[checkpoint],
+        model,
+        checkpoint,
+        Unfolded,
+        stage=__name__,
+        packages=PACKAGES,
         options={"opset": opset},
-        versions=manifest.versions("torch", "onnx", "onnxscript", "onnx-ir"),
-        code=code.digest(__name__),
+        batch_norms=passes.batch_norms(model),
+        difference=difference,
     )
 
 
@@ -76,23 +71,23 @@ def export(network: torch.nn.Module, card: ModelCard, opset: int, name: str) -> 
     """
     import torch
 
-    example = torch.zeros(2, *card.input, dtype=torch.uint8)
-    options = {
-        "dynamo": True,
-        "optimize": False,
-        "external_data": False,
-        "opset_version": opset,
-        "input_names": [passes.IMAGES],
-        "output_names": [passes.LOGITS],
-        "dynamic_shapes": ({0: torch.export.Dim(passes.BATCH)},),
-        "verbose": False,
-    }
     try:
         with _quiet():
-            model = torch.onnx.export(from_pixels(network, card.mean, card.std), (example,), **options).model_proto
+            exported = torch.onnx.export(
+                from_pixels(network, card.mean, card.std),
+                (torch.zeros(2, *card.input, dtype=torch.uint8),),
+                dynamo=True,
+                optimize=False,
+                external_data=False,
+                opset_version=opset,
+                input_names=[passes.IMAGES],
+                output_names=[passes.LOGITS],
+                dynamic_shapes=({0: torch.export.Dim(passes.BATCH)},),
+                verbose=False,
+            )
     except Exception as error:  # torch.export's errors share no narrower public base
         raise CheckFailed(f"{name}: PyTorch can't export it: {reason(error)}") from error
-    model = load.parse(model.SerializeToString(), f"{name}, exported")
+    model = load.parse(exported.model_proto.SerializeToString(), f"{name}, exported")
     shape = ",".join(map(str, card.input))
     ends = [load.signature(value) for value in (*model.graph.input, *model.graph.output)]
     expected = [f"images uint8[batch,{shape}]", f"logits float32[batch,{len(card.classes)}]"]

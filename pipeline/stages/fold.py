@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pipeline import console
-from pipeline.graph import load, metadata, passes
+from pipeline.graph import load, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, manifest
 from pipeline.records.forms import Folded
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Data, Out, card, output
-from pipeline.stages import images as stage_images
+from pipeline.stages import Data, Out, describe, images, output, write_graph
 
 KIND, FILE = "folded", "{model}.onnx"
 NEEDS = ("onnxscript", "onnxruntime")
 
 
-def run(unfolded: Artifact, *, out: Out, data: Data) -> Artifact:
+def run(unfolded: Artifact, *, out: Out, data: Data = None) -> Artifact:
     """Fold BatchNorm, 1/255 and the normalisation into the convolutions; the same function with fewer operators.
 
     BatchNorm that does not follow a convolution becomes Mul and Add. Before a padded convolution the mean stays as one
@@ -28,25 +26,21 @@ def run(unfolded: Artifact, *, out: Out, data: Data) -> Artifact:
     model = passes.split_plainly(passes.optimize(load.load(unfolded)))
     left = passes.batch_norms(model)
     model = passes.strip(passes.fold_normalisation(passes.expand_batch_norms(model)))
-    metadata.describe(model, unfolded.facts.model, unfolded.facts.reference, unfolded.sha256)
     name = f"{unfolded.path}, folded"
-    load.parse(model.SerializeToString(), name)
-    images = stage_images(unfolded, data).images
-    before, after = (graphs.outputs(each, images, name) for each in (source, model))
+    describe(model, unfolded, name)
+    pixels = images(unfolded, data).images
+    before, after = (graphs.outputs(each, pixels, name) for each in (source, model))
     difference = graphs.check_same(before, after, f"{name}: a logit differs")
-    return manifest.write(
+    return write_graph(
         output(out, FILE, unfolded),
-        model.SerializeToString(deterministic=True),
-        facts=Folded(
-            **card(unfolded),
-            **metadata.facts(model),
-            batch_norms=unfolded.facts.batch_norms,
-            batch_norms_left=left,
-            difference=difference,
-        ),
-        parents=[unfolded],
-        versions=manifest.versions("onnx", "onnxscript", "onnx-ir"),
-        code=code.digest(__name__),
+        model,
+        unfolded,
+        Folded,
+        stage=__name__,
+        packages=("onnx", "onnxscript", "onnx-ir"),
+        batch_norms=unfolded.facts.batch_norms,
+        batch_norms_left=left,
+        difference=difference,
     )
 
 

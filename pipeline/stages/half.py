@@ -8,13 +8,11 @@ import numpy as np
 
 from pipeline import console
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.graph import calibration, float16, load, metadata, passes
+from pipeline.graph import calibration, float16, load, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, manifest
 from pipeline.records.forms import Half, Margins
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Data, Out, card, output
-from pipeline.stages import images as stage_images
+from pipeline.stages import Data, Out, describe, images, output, write_graph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -42,31 +40,27 @@ def run(
     if not 1 <= headroom <= LARGEST:
         raise UsageError(f"--headroom {headroom:g}: expected 1 to {LARGEST:g}")
     model = load.load(folded)
-    ranges = calibration.ranges(model, stage_images(folded, data, "train").images)
+    ranges = calibration.ranges(model, images(folded, data, "train").images)
     margins = _margins(str(folded.path), model, ranges, headroom)
-    half = metadata.describe(float16.half(model), folded.facts.model, folded.facts.reference, folded.sha256)
     name = f"{folded.path}, converted to float16"
-    load.parse(half.SerializeToString(), name)
+    half = describe(float16.half(model), folded, name)
     if wide := float16.float32_nodes(half):
         raise CheckFailed(f"{name}: {', '.join(wide)} would still be float32")
-    images = stage_images(folded, data).images
-    before, after = graphs.outputs(model, images, name), graphs.outputs(float16.rounded_twin(half), images, name)
+    pixels = images(folded, data).images
+    before, after = graphs.outputs(model, pixels, name), graphs.outputs(float16.rounded_twin(half), pixels, name)
     difference = graphs.difference(before, after)
     if not np.isfinite(difference):
         raise CheckFailed(f"{name}: a logit of the test set is not a finite number: it overflows")
-    return manifest.write(
+    return write_graph(
         output(out, FILE, folded),
-        half.SerializeToString(deterministic=True),
-        facts=Half(
-            **card(folded),
-            **metadata.facts(half),
-            difference=difference,
-            margins=margins,
-        ),
-        parents=[folded],
+        half,
+        folded,
+        Half,
+        stage=__name__,
+        packages=("onnx", "onnxruntime", "onnxruntime-gpu", "numpy"),
         options={"headroom": headroom},
-        versions=manifest.versions("onnx", "onnxruntime", "onnxruntime-gpu", "numpy"),
-        code=code.digest(__name__),
+        difference=difference,
+        margins=margins,
     )
 
 

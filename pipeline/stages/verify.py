@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from pipeline.measure import statistics
 from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
-from pipeline.records.reports import LabelledImages, Verification
+from pipeline.records.reports import LabelledImages, Proven, Verification
 from pipeline.stages import Data, OptionalOut, Provider, images
 
 KIND, FILE = "verification", "verification.json"
@@ -41,15 +43,12 @@ def run(
     model = _one_model(forms)
     split = images(forms[0], data)
     gate_used = model.gate if gate is None else gate
-    used = [reader for form in forms for reader in runtimes.readers(form.kind, provider)]
+    readers = [reader for form in forms for reader in runtimes.readers(form.kind, provider)]
     answers = [answer for form in forms for answer in _answers(form, split, provider)]
-    reference = _reference(answers, forms, split)
-    rows = [
-        row | _agreement(logits, split, reference) | _step(row, logits, forms, answers, split)
-        for row, logits in answers
-    ]
+    reference = _reference(answers, split)
+    rows = [_row(answer, reference, answers, split.labels) for answer in answers]
     failures = _ignoring(answers, split) + _spoilt(split, forms[0], data)
-    failures += [problem for row in rows if (problem := _problem(row, gate_used, reference))]
+    failures += [problem for row in rows if (problem := _problem(row, gate_used, reference.name))]
     return manifest.write(
         out / FILE if out else None,
         None,
@@ -57,14 +56,14 @@ def run(
             model=model.name,
             data=LabelledImages(name=split.name, images=len(split), digests=split.digests),
             gate=gate_used,
-            compared_with=reference["name"],
+            compared_with=reference.name,
             passed=not failures,
             failures=failures,
             rows=rows,
         ),
         parents={form.name: form.sha256 for form in forms} | split.digests,
         options=options(*forms, data=data, gate=gate, provider=provider),
-        versions=manifest.versions("numpy", "scipy", *runtimes.packages(used)),
+        versions=manifest.versions("numpy", "scipy", *runtimes.packages(readers)),
         code=code.digest(__name__),
     )
 
@@ -73,9 +72,8 @@ def options(
     *forms: Artifact, data: str | None = None, gate: float | None = None, provider: str = "cpu", **_: Any
 ) -> dict[str, Any]:
     """What a verification depends on besides the forms."""
-    return {"gate": gate, "data": images(forms[0], data).digests} | (
-        {"provider": provider} if provider != "cpu" else {}
-    )
+    recorded: dict[str, Any] = {"gate": gate, "data": images(forms[0], data).digests}
+    return recorded if provider == "cpu" else {**recorded, "provider": provider}
 
 
 def _one_model(forms: tuple[Artifact, ...]) -> ModelCard:
@@ -98,72 +96,92 @@ def _one_model(forms: tuple[Artifact, ...]) -> ModelCard:
     return cards[0]
 
 
-def _answers(form: Artifact, split: ImageSet, provider: str) -> list[tuple[dict[str, Any], np.ndarray]]:
-    """A row and the logits `[n, classes]` for each way there is to run a form."""
-    found = []
+@dataclass(frozen=True)
+class _Answers:
+    """What a form answered in a runtime: logits `[n, classes]`, predictions int `[n]`."""
+
+    form: Artifact
+    runtime: str
+    arithmetic: str
+    logits: np.ndarray
+
+    @property
+    def predictions(self) -> np.ndarray:
+        return self.logits.argmax(1)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Predictions int `[n]` that forms are compared with, and logits `[n, classes]` where they are known."""
+
+    name: str
+    predictions: np.ndarray
+    logits: np.ndarray | None = None
+
+
+def _answers(form: Artifact, split: ImageSet, provider: str) -> Iterator[_Answers]:
+    """A form's answers in every runtime that runs it."""
     for runtime, mode in runtimes.readers(form.kind, provider):
-        name = runtimes.title(runtime)
-        with runtime.load(form, mode=mode) as session:
-            with console.progress(len(split), "image", form.name if not mode else f"{form.name}, {mode}") as bar:
-                logits = []
-                for start in range(0, len(split), BATCH):
-                    logits.append(session(split.images[start : start + BATCH]))
-                    bar.update(len(logits[-1]))
-            row = {"form": form.name, "kind": form.kind, "bytes": form.bytes, "sha256": form.sha256}
-            found.append((row | {"runtime": name, "arithmetic": session.arithmetic}, np.concatenate(logits)))
-    return found
+        with (
+            runtime.load(form, mode=mode) as session,
+            console.progress(len(split), "image", f"{form.name}, {mode}" if mode else form.name) as bar,
+        ):
+            logits = []
+            for start in range(0, len(split), BATCH):
+                logits.append(session(split.images[start : start + BATCH]))
+                bar.update(len(logits[-1]))
+            yield _Answers(form, runtimes.title(runtime), session.arithmetic, np.concatenate(logits))
 
 
-def _reference(answers: list, forms: tuple[Artifact, ...], split: ImageSet) -> dict[str, Any]:
-    """What forms are compared with: the checkpoint if it is among them, else what it answered when it was trained,
-    which every form has on record, else (on another data set) the first form.
+def _reference(answers: list[_Answers], split: ImageSet) -> _Reference:
+    """The checkpoint's answers if it is among the forms, else those recorded when it was trained, which every form
+    carries, else (on another data set) the first form's.
     """
-    for row, logits in answers:
-        if row["kind"] == "checkpoint":
-            return {"name": row["form"], "predictions": logits.argmax(1), "logits": logits}
-    recorded = forms[0].facts.reference
-    if recorded.digests == split.digests:
+    live = next((each for each in answers if each.form.kind == "checkpoint"), None)
+    recorded = answers[0].form.facts.reference
+    if live is None and recorded.digests == split.digests:
         predictions = split.labels.copy()
         for index, answer in recorded.wrong.items():
             predictions[int(index)] = answer
-        return {"name": "the checkpoint's recorded answers", "predictions": predictions, "logits": None}
-    row, logits = answers[0]
-    return {"name": row["form"], "predictions": logits.argmax(1), "logits": logits}
+        return _Reference("the checkpoint's recorded answers", predictions)
+    live = live or answers[0]
+    return _Reference(live.form.name, live.predictions, live.logits)
 
 
-def _agreement(logits: np.ndarray, split: ImageSet, reference: dict[str, Any]) -> dict[str, Any]:
-    """A form's score, and how its answers differ from the reference's."""
-    predictions, compared = logits.argmax(1), reference["logits"]
-    right = predictions == split.labels
-    worse, better = _discordant(predictions, reference["predictions"], split)
-    return {
-        "correct": int(right.sum()),
-        "accuracy": float(right.mean()),
-        "interval": list(statistics.wilson(int(right.sum()), len(split))),
-        "finite": bool(np.isfinite(logits).all()),
-        "differ": int((predictions != reference["predictions"]).sum()),
-        "worse": worse,
-        "better": better,
-        "mcnemar_p": statistics.mcnemar(worse, better),
-        "largest_logit_difference": None if compared is None else _largest(logits - compared),
-        "wrong": {str(index): int(predictions[index]) for index in np.flatnonzero(~right)},
-    }
+def _row(answer: _Answers, reference: _Reference, answers: list[_Answers], labels: np.ndarray) -> Proven:
+    """A form's score, how its answers differ from the reference's, and whether it is worse than the form before it."""
+    form, logits, predictions = answer.form, answer.logits, answer.predictions
+    correct = predictions == labels
+    worse, better = _discordant(predictions, reference.predictions, labels)
+    parent = next((each for each in answers if form.parents.get(each.form.name) == each.form.sha256), None)
+    lost, won = _discordant(predictions, parent.predictions, labels) if parent else (0, 0)
+    difference = float("nan") if reference.logits is None else float(np.abs(logits - reference.logits).max())
+    return Proven(
+        form=form.name,
+        kind=form.kind,
+        sha256=form.sha256,
+        bytes=form.bytes,
+        runtime=answer.runtime,
+        arithmetic=answer.arithmetic,
+        correct=int(correct.sum()),
+        accuracy=float(correct.mean()),
+        interval=list(statistics.wilson(int(correct.sum()), len(labels))),
+        finite=bool(np.isfinite(logits).all()),
+        differ=int((predictions != reference.predictions).sum()),
+        worse=worse,
+        better=better,
+        mcnemar_p=statistics.mcnemar(worse, better),
+        largest_logit_difference=difference if np.isfinite(difference) else None,
+        wrong={str(index): int(predictions[index]) for index in np.flatnonzero(~correct)},
+        parent=parent.form.name if parent else None,
+        parent_p=statistics.mcnemar(lost, won) if lost > won else 1.0,
+    )
 
 
-def _discordant(answers: np.ndarray, others: np.ndarray, split: ImageSet) -> tuple[int, int]:
-    """How many images only the other ones are right on, and how many only these are."""
-    right, others_right = answers == split.labels, others == split.labels
+def _discordant(predictions: np.ndarray, others: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """How many images only `others` are right on, and how many only `predictions` are."""
+    right, others_right = predictions == labels, others == labels
     return int((others_right & ~right).sum()), int((right & ~others_right).sum())
-
-
-def _step(row: dict, logits: np.ndarray, forms: tuple[Artifact, ...], answers: list, split: ImageSet) -> dict[str, Any]:
-    """A form against the one it was made from, if that is here: its parent's name, and McNemar's p if it is worse."""
-    parents = next(form.parents for form in forms if form.name == row["form"])
-    for other, before in answers:
-        if parents.get(other["form"]) == other["sha256"]:
-            worse, better = _discordant(logits.argmax(1), before.argmax(1), split)
-            return {"parent": other["form"], "parent_p": statistics.mcnemar(worse, better) if worse > better else 1.0}
-    return {"parent": None, "parent_p": 1.0}
 
 
 def _spoilt(split: ImageSet, form: Artifact, data: str | None) -> list[str]:
@@ -174,32 +192,28 @@ def _spoilt(split: ImageSet, form: Artifact, data: str | None) -> list[str]:
     return imagesets.spoilt(split, (data or card.data, card.data), card.input, card.classes)
 
 
-def _largest(difference: np.ndarray) -> float | None:
-    largest = float(np.abs(difference).max())
-    return largest if np.isfinite(largest) else None
-
-
-def _ignoring(answers: list, split: ImageSet) -> list[str]:
-    """Forms that don't look at their input: on a set with one label, such a one could pass any gate."""
+def _ignoring(answers: list[_Answers], split: ImageSet) -> list[str]:
+    """Forms that don't look at their input: on a set with one label, such a form could pass any gate."""
     if (split.images == split.images[:1]).all():
         return []
-    same = [row for row, logits in answers if (logits == logits[:1]).all()]
-    return [f"{row['form']} ({row['runtime']}): gives the same logits whatever the image" for row in same]
+    same = [each for each in answers if (each.logits == each.logits[:1]).all()]
+    return [f"{each.form.name} ({each.runtime}): gives the same logits whatever the image" for each in same]
 
 
-def _problem(row: dict[str, Any], gate: float, reference: dict[str, Any]) -> str | None:
-    name = f"{row['form']} ({row['runtime']}: {row['arithmetic']})"
-    if not row["finite"]:
+def _problem(row: Proven, gate: float, reference: str) -> str | None:
+    """Why a row fails, if it does."""
+    name = f"{row.form} ({row.runtime}: {row.arithmetic})"
+    if not row.finite:
         return f"{name}: gives logits that are not finite numbers"
-    if row["accuracy"] < gate:
-        return f"{name}: accuracy {row['accuracy']:.2%} is under the gate of {gate:.2%}"
-    if row["worse"] > row["better"] and row["mcnemar_p"] < SIGNIFICANT:
+    if row.accuracy < gate:
+        return f"{name}: accuracy {row.accuracy:.2%} is under the gate of {gate:.2%}"
+    if row.worse > row.better and row.mcnemar_p < SIGNIFICANT:
         return (
-            f"{name}: is worse than {reference['name']}: {row['worse']} more errors, {row['better']} fewer, "
-            f"McNemar p = {row['mcnemar_p']:.3g}"
+            f"{name}: is worse than {reference}: {row.worse} more errors, {row.better} fewer, "
+            f"McNemar p = {row.mcnemar_p:.3g}"
         )
-    if row["parent_p"] < SIGNIFICANT:
-        return f"{name}: is worse than {row['parent']}, which it was made from: McNemar p = {row['parent_p']:.3g}"
+    if row.parent_p < SIGNIFICANT:
+        return f"{name}: is worse than {row.parent}, which it was made from: McNemar p = {row.parent_p:.3g}"
     return None
 
 
@@ -219,17 +233,9 @@ def show(verification: Artifact) -> None:
         ]
         for row in facts.rows
     ]
-    headers = [
-        "form",
-        "runtime: arithmetic",
-        "size",
-        "accuracy",
-        "95 % interval",
-        "differ",
-        "McNemar p",
-        "logits within",
-    ]
+    headers = ["form", "runtime: arithmetic", "size", "accuracy", "95 % interval", "differ", "McNemar p"]
     title = f"{facts.data.name}, {facts.data.images:,} images; compared with {facts.compared_with}"
-    console.table(headers, rows, title=title, spare=("size", "logits within", "McNemar p", "95 % interval"))
+    spare = ("size", "logits within", "McNemar p", "95 % interval")
+    console.table([*headers, "logits within"], rows, title=title, spare=spare)
     verdict = "passed" if facts.passed else "FAILED"
     console.result(f"{verdict}: gate {facts.gate:.2%}")

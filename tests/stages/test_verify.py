@@ -178,11 +178,7 @@ def test_a_form_worse_than_its_parent_fails(chain, few, tmp_path, monkeypatch):
     noisy = altered(form, tmp_path, lambda value: value * (1 + rng.normal(0, 0.3, value.shape)))
     child = manifest.write(tmp_path / "child.onnx", noisy.path.read_bytes(), parents=[form], facts=form.facts)
     monkeypatch.setattr(verify.statistics, "mcnemar", lambda worse, better: 0.01 if worse > better else 1.0)
-    monkeypatch.setitem(
-        verify.run.__globals__,
-        "_reference",
-        lambda answers, forms, split: {"name": "itself", "predictions": answers[-1][1].argmax(1), "logits": None},
-    )
+    monkeypatch.setattr(verify, "_reference", lambda answers, _: verify._Reference("itself", answers[-1].predictions))
     (failure, *_) = verify.run(form, child, data=str(few), gate=0.1).facts.failures
     assert re.search(r"child\.onnx .*is worse than mnist_cnn\.onnx, which it was made from", failure)
 
