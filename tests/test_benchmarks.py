@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import training
+from benchmarks import training, verify
 from tests.support import ROOT
 
 
@@ -34,3 +34,10 @@ def test_wrong_data_is_one_line(capsys):
         training.main(["--data", "README.md"])
     (last,) = capsys.readouterr().err.splitlines()
     assert last.startswith("error: ") and "README.md" in last
+
+
+def test_a_revision_that_does_not_exist_is_one_line(capsys):
+    with pytest.raises(SystemExit, match="1"):
+        verify.main(["no-such-revision"])
+    (last,) = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: git") and "no-such-revision" in last

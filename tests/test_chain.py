@@ -160,8 +160,9 @@ def test_status_of_no_folder_is_wrong_use(tmp_path):
 STAGE = '''"""List the sizes of every form."""
 from __future__ import annotations
 from typing import Annotated
-from pipeline.records import kinds, manifest
+from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Picture
 from pipeline.stages import OptionalOut
 KIND, FILE = "picture", "sizes.txt"
 def run(*forms: Artifact, out: OptionalOut = None, unit: Annotated[str, "A unit."] = "bytes") -> Artifact:
