@@ -14,16 +14,20 @@ from typing import Annotated, Any
 import numpy as np
 
 from pipeline import console
-from pipeline.data import images
+from pipeline.data import digits
 from pipeline.errors import UsageError
 from pipeline.machine import extras as installs
 from pipeline.runtimes import classifier as models
 
 NEEDS = ("onnxruntime", "PIL")
-HOST = "127.0.0.1"  # nobody else's machine reaches it
-HTTP = 80  # the port that browsers don't name
+HOST = "127.0.0.1"  # unreachable from other machines
 CANVAS = 280  # pixels a side, one byte each, 0 to 255
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; img-src data:"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; "
+    "connect-src 'self'; img-src data:",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
 PAGES = {"/": ("demo.html", "text/html; charset=utf-8"), "/demo.js": ("demo.js", "text/javascript; charset=utf-8")}
 
 
@@ -33,15 +37,15 @@ def run(
     port: Annotated[int, "Port on this machine; 0 takes a free one."] = 8000,
     open: Annotated[bool, "Open the page in a browser."] = False,
 ) -> None:
-    """Serve a page on this machine alone, on which one draws a digit: the model answers with probabilities, live.
+    """Serve a page, on this machine alone, to draw a digit on: the model answers with probabilities, live.
 
     The shipped file runs in ONNX Runtime on one thread; the page shows its latency. Ctrl-C ends it.
     """
     installs.require("demo", NEEDS)
     with models.load(model, threads=1) as loaded, server(loaded, port) as serving:
         if loaded.record.facts.model.prepare != "digit":
-            raise UsageError(f"{model}: is no model of digits, which demo is for; `pipeline predict` takes pictures")
-        url = f"http://{HOST}:{serving.server_address[1]}/"
+            raise UsageError(f"{model}: expected a model of digits; `pipeline predict` takes pictures")
+        url = f"http://{HOST}:{serving.server_port}/"
         console.result(f"{loaded.record.name} answers at {url} (Ctrl-C ends it)")
         if open:
             webbrowser.open(url)
@@ -52,40 +56,36 @@ def run(
 
 
 def server(loaded: models.Classifier, port: int) -> ThreadingHTTPServer:
-    """The server, listening but not serving yet. UsageError if the port can't be had."""
-    handler = type("Handler", (_Handler,), {"loaded": loaded})
+    """Return a server that listens but does not serve yet. UsageError if the port can't be used."""
     if not 0 <= port <= 65535:
         raise UsageError(f"--port {port}: expected 0 to 65535")
     try:
-        return _Server((HOST, port), handler)
+        return _Server((HOST, port), type("Handler", (_Handler,), {"loaded": loaded}))
     except OSError as error:
-        raise UsageError(f"--port {port}: can't be had ({error.strerror}); --port 0 takes a free one") from error
+        raise UsageError(f"--port {port}: can't be used ({error.strerror}); --port 0 takes a free one") from error
 
 
 def answer(loaded: models.Classifier, drawing: bytes) -> dict[str, Any]:
-    """What the model makes of a drawing, one byte a pixel, `CANVAS` a side, light on dark."""
-    pixels = images.prepare(np.frombuffer(drawing, np.uint8).reshape(CANVAS, CANVAS))
+    """Classify a drawing, one byte a pixel, `CANVAS` a side, light on dark; the result is ready for JSON."""
+    pixels, _ = digits.prepare(np.frombuffer(drawing, np.uint8).reshape(CANVAS, CANVAS))
     if not pixels.any():
         return {"empty": True}
     begun = time.perf_counter_ns()
     logits = loaded(pixels)
-    taken = (time.perf_counter_ns() - begun) / 1000
-    chances = models.softmax(logits)[0]
+    microseconds = (time.perf_counter_ns() - begun) / 1000
+    probabilities = models.softmax(logits)[0]
     return {
-        "answer": loaded.classes[int(chances.argmax())],
-        "probabilities": [round(float(chance), 6) for chance in chances],
-        "classes": loaded.classes,
-        "microseconds": round(taken, 1),
+        "answer": loaded.classes[int(probabilities.argmax())],
+        "probabilities": [round(float(each), 6) for each in probabilities],
+        "microseconds": round(microseconds, 1),
         "pixels": pixels.ravel().tolist(),  # as the model sees it
         "file": loaded.record.name,
     }
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True  # Ctrl-C doesn't wait for a browser that keeps its connection
-
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away before its answer isn't an error."""
+        """Ignore a browser that went away before its answer."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -96,43 +96,38 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "edge-pipeline", ""
 
     def do_GET(self) -> None:
-        if not self._asked_here():
-            return
         if self.path == "/classes":
-            return self._send(200, json.dumps(self.loaded.classes).encode(), "application/json")
-        file, kind = PAGES.get(self.path, (None, ""))
-        if file is None:
-            return self._send(404, b"not here\n", "text/plain")
-        self._send(200, resources.files("pipeline.apps.pages").joinpath(file).read_bytes(), kind)
+            self._send(200, "application/json", json.dumps(self.loaded.classes).encode())
+        elif self.path in PAGES:
+            file, kind = PAGES[self.path]
+            self._send(200, kind, resources.files("pipeline.apps.pages").joinpath(file).read_bytes())
+        else:
+            self._send(404, "text/plain", b"no such page\n")
 
     def do_POST(self) -> None:
-        if not self._asked_here():
-            return
-        length = self.headers.get("Content-Length", "")
-        if self.path != "/predict" or length != str(CANVAS * CANVAS):
-            return self._send(400, f"expected {CANVAS * CANVAS} bytes to /predict\n".encode(), "text/plain")
-        drawing = self.rfile.read(CANVAS * CANVAS)
-        if len(drawing) != CANVAS * CANVAS:
-            return self._send(400, b"cut off\n", "text/plain")
-        self._send(200, json.dumps(answer(self.loaded, drawing)).encode(), "application/json")
+        size = CANVAS * CANVAS
+        expected = self.path == "/predict" and self.headers.get("Content-Length") == str(size)
+        drawing = self.rfile.read(size) if expected else b""
+        if len(drawing) == size:
+            self._send(200, "application/json", json.dumps(answer(self.loaded, drawing)).encode())
+        else:
+            self._send(400, "text/plain", f"expected {size} bytes to /predict\n".encode())
 
-    def _asked_here(self) -> bool:
-        """A page elsewhere may have its name point here: only this machine's own names are answered."""
-        port = self.server.server_address[1]
-        here = {f"{HOST}:{port}", f"localhost:{port}", *((HOST, "localhost") if port == HTTP else ())}
-        if self.headers.get("Host") in here:
+    def parse_request(self) -> bool:
+        """Refuse requests by another name than this machine's own: a page elsewhere may have its name point here."""
+        if not super().parse_request():
+            return False
+        if self.headers.get("Host", "").partition(":")[0] in (HOST, "localhost"):
             return True
-        self._send(403, b"only for this machine\n", "text/plain")
+        self._send(403, "text/plain", b"only for this machine\n")
         return False
 
-    def _send(self, status: int, body: bytes, kind: str) -> None:
+    def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
-        headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": POLICY}
-        headers |= {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-        for name, value in headers.items():
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Requests aren't news."""
+        """Keep quiet about requests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +16,11 @@ from pipeline.machine import extras as installs
 from pipeline.measure import statistics
 from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
-from pipeline.records.reports import Predictions
+from pipeline.records.reports import Prediction, Predictions
 from pipeline.runtimes import classifier as models
 
-KIND = "predictions"
 NEEDS = ("onnxruntime", "PIL")
 SHOWN = 40  # rows of a table; --json has them all
-BATCH = 500
 
 
 def run(
@@ -38,61 +37,60 @@ def run(
     Pictures that can't be read are left out; the predictions' `failures` say which. Raises UsageError if none can be.
     """
     installs.require("predict", NEEDS)
-    rows, bad = [], []
-    with models.load(model, threads=threads) as loaded:
-        found = pictures.find(paths, loaded.record.facts.model, as_is, bad)
-        with console.progress(None, "image", "predict") as bar:
-            while some := list(islice(found, BATCH)):
-                rows += _rows(some, loaded)
-                bar.update(len(some))
+    rows: list[Prediction] = []
+    failures: list[str] = []
+    with models.load(model, threads=threads) as loaded, console.progress(None, "image", "predict") as bar:
         record = loaded.record
+        remaining = pictures.find(paths, record.facts.model, as_is, failures)
+        while batch := list(islice(remaining, models.BATCH)):
+            rows += _predictions(batch, loaded)
+            bar.update(len(batch))
     if not rows:
-        raise UsageError("; ".join(bad))
-    facts = {"model": record.name, "sha256": record.sha256, "images": len(rows), **_score(rows)}
-    return manifest.write(None, None, facts=Predictions(**facts, failures=bad, rows=rows), parents=[record])
+        raise UsageError("; ".join(failures))
+    facts = Predictions(
+        model=record.name, sha256=record.sha256, images=len(rows), **_score(rows), failures=failures, rows=rows
+    )
+    return manifest.write(None, None, facts=facts, parents=[record])
 
 
-def _rows(some: list[pictures.Picture], loaded: models.Classifier) -> list[dict[str, Any]]:
-    found = loaded.probabilities(np.stack([picture.pixels for picture in some]))
-    return [
-        {
-            "image": picture.name,
-            "label": picture.label,
-            "prediction": None if picture.remark == pictures.NONE else loaded.classes[int(chances.argmax())],
-            "remark": picture.remark,
-            "probabilities": {name: round(float(p), 6) for name, p in zip(loaded.classes, chances, strict=True)},
-        }
-        for picture, chances in zip(some, found, strict=True)
-    ]
+def _predictions(batch: list[pictures.Picture], loaded: models.Classifier) -> Iterator[Prediction]:
+    probabilities = loaded.probabilities(np.stack([picture.pixels for picture in batch]))
+    for picture, chances in zip(batch, probabilities, strict=True):
+        yield Prediction(
+            image=picture.name,
+            label=picture.label,
+            prediction=None if picture.remark == pictures.NONE else loaded.classes[int(chances.argmax())],
+            remark=picture.remark,
+            probabilities={name: round(float(p), 6) for name, p in zip(loaded.classes, chances, strict=True)},
+        )
 
 
-def _score(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy over those that have a label, with its 95 % interval."""
-    known = [row for row in rows if row["label"] is not None]
-    if not known:
+def _score(rows: list[Prediction]) -> dict[str, Any]:
+    """Return the accuracy over rows that have a label, with its 95 % interval, as fields of Predictions."""
+    labelled = [row for row in rows if row.label is not None]
+    if not labelled:
         return {}
-    correct = sum(row["prediction"] == row["label"] for row in known)
-    interval = list(statistics.wilson(correct, len(known)))
-    return {"labelled": len(known), "correct": correct, "accuracy": correct / len(known), "interval": interval}
+    n, correct = len(labelled), sum(row.prediction == row.label for row in labelled)
+    interval = list(statistics.wilson(correct, n))
+    return {"labelled": n, "correct": correct, "accuracy": correct / n, "interval": interval}
 
 
 def show(predictions: Artifact) -> None:
-    """A table of the pictures (of many, those that are wrong), then the score."""
-    facts, rows = predictions.facts, predictions.facts.rows
-    chosen = rows
-    if len(rows) > SHOWN:
-        chosen = [row for row in rows if row.label not in (None, row.prediction)] or rows
+    """Print a table of the pictures (of many, those that are wrong), then the accuracy."""
+    facts = predictions.facts
+    chosen, title = facts.rows, facts.model
+    if len(chosen) > SHOWN:
+        wrong = [row for row in chosen if row.label not in (None, row.prediction)]
+        chosen, title = (wrong, f"{title}, those that are wrong") if wrong else (chosen, title)
     table = []
     for row in chosen[:SHOWN]:
         (first, sure), (second, less) = sorted(row.probabilities.items(), key=lambda item: -item[1])[:2]
-        told = [first, f"{sure:.1%}", f"{second} {less:.1%}"] if row.prediction else ["–"] * 3
-        table.append([row.image, row.label or "–", *told, row.remark or ""])
-    title = facts.model if len(chosen) == len(rows) else f"{facts.model}, those that are wrong"
-    if table:
-        headers = ["image", "label", "answer", "probability", "next", "remark"]
-        if not any(row[-1] for row in table):
-            headers, table = headers[:-1], [row[:-1] for row in table]
-        console.table(headers, table, title=title, spare=("next",))
+        cells = [first, f"{sure:.1%}", f"{second} {less:.1%}"] if row.prediction else ["–"] * 3
+        table.append([row.image, row.label or "–", *cells, row.remark or ""])
+    headers = ["image", "label", "answer", "probability", "next", "remark"]
+    if not any(row[-1] for row in table):
+        headers, table = headers[:-1], [row[:-1] for row in table]
+    console.table(headers, table, title=title, spare=("next",))
     if len(chosen) > SHOWN:
         console.result(f"and {len(chosen) - SHOWN} more; --json has them all")
     if facts.accuracy is not None:

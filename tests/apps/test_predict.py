@@ -16,12 +16,18 @@ from tests.support import DATA, command, one_line, process
 @pytest.fixture(scope="module")
 def folders(digits, tmp_path_factory) -> Path:
     """The 10,000 test images as PNG files in folders named by label."""
-    split, out = digits, tmp_path_factory.mktemp("png")
+    out = tmp_path_factory.mktemp("png")
     for label in range(10):
         (out / str(label)).mkdir()
-    for index, (image, label) in enumerate(zip(split.images[:, 0], split.labels, strict=True)):
+    for index, (image, label) in enumerate(zip(digits.images[:, 0], digits.labels, strict=True)):
         Image.fromarray(image).save(out / str(label) / f"{index}.png", compress_level=1)
     return out
+
+
+@pytest.fixture
+def two(digits) -> Image.Image:
+    """A picture of a 2."""
+    return Image.fromarray(digits.images[1, 0])
 
 
 @pytest.mark.parametrize("options", [[], ["--as-is"]])
@@ -33,11 +39,9 @@ def test_the_test_set_as_pictures_gives_the_accuracy_of_verify(folders, release,
     (row,) = (row for row in manifest.read(release / "verification.json").facts.rows if row.form == file.name)
     assert (facts["correct"], facts["labelled"]) == (row.correct, 10_000) and facts["accuracy"] == row.accuracy
     wrong = {
-        Path(each["image"]).stem: int(each["prediction"])
-        for each in facts["rows"]
-        if each["prediction"] != each["label"]
+        Path(each["image"]).stem: each["prediction"] for each in facts["rows"] if each["prediction"] != each["label"]
     }
-    assert wrong == row.wrong  # the very images, the very answers
+    assert wrong == {index: str(label) for index, label in row.wrong.items()}  # the very images, the very answers
     assert abs(sum(facts["rows"][0]["probabilities"].values()) - 1) < 1e-4
 
 
@@ -48,14 +52,12 @@ def test_idx_files_take_their_labels_from_beside(release):
     assert "those that are wrong" in result.stdout and "and 10 more; --json has them all" in result.stdout
 
 
-def test_a_picture_of_ones_own(tmp_path, digits, release):
-    digit = digits.images[1, 0]
-    Image.fromarray(255 - digit).resize((300, 300)).save(tmp_path / "mine.jpg")
-    result = command("predict", tmp_path / "mine.jpg", "--model", release / "mnist_cnn.onnx")
+def test_a_picture_of_ones_own(tmp_path, two, release):
+    Image.eval(two, lambda value: 255 - value).resize((300, 300)).save(tmp_path / "mine.jpg")
+    line = ["predict", tmp_path / "mine.jpg", "--model", release / "mnist_cnn.onnx"]
+    result = command(*line)
     assert result.returncode == 0 and "mine.jpg" in result.stdout and "accuracy" not in result.stdout
-    (row,) = json.loads(
-        command("predict", tmp_path / "mine.jpg", "--model", release / "mnist_cnn.onnx", "--json").stdout
-    )["facts"]["rows"]
+    (row,) = json.loads(command(*line, "--json").stdout)["facts"]["rows"]
     assert row["prediction"] == "2" and row["label"] is None
 
 
@@ -66,25 +68,22 @@ def test_wrong_use_is_one_line(tmp_path, release):
     assert "no such file" in one_line(command("predict", tmp_path / "dog.png", *model), 2)
     assert "Missing argument" in one_line(command("predict", *model), 2)
     assert "no such file" in one_line(command("predict", tmp_path, "--model", "none.onnx"), 2)
-
-
-def test_files_that_are_no_pictures_are_told_or_passed_over(tmp_path, digits, release):
-    model = ["--model", release / "mnist_cnn.onnx"]
     for shape in ([0, 28, 28], [1, 0, 28], [2, 28]):
-        path = tmp_path / f"{shape[1]}-idx3-ubyte"
-        path.write_bytes(idx.file(np.zeros(shape, np.uint8)))
-        assert "expected images [n, height, width]" in one_line(command("predict", path, *model), 2)
-        path.unlink()
-    odd = tmp_path / os.fsdecode(b"\xff.png")
-    Image.fromarray(digits.images[1, 0]).save(odd)
+        (tmp_path / "x-idx3-ubyte").write_bytes(idx.file(np.zeros(shape, np.uint8)))
+        error = one_line(command("predict", tmp_path / "x-idx3-ubyte", *model), 2)
+        assert "expected images [n, height, width]" in error
+
+
+def test_what_is_no_file_is_passed_over_and_any_name_is_shown(tmp_path, two, release):
+    two.save(tmp_path / os.fsdecode(b"\xff.png"))
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "a-idx3-ubyte").mkdir()
-    result = process("predict", tmp_path, *model, PYTHONIOENCODING="utf-8:strict")
+    result = process("predict", tmp_path, "--model", release / "mnist_cnn.onnx", PYTHONIOENCODING="utf-8:strict")
     assert result.returncode == 0 and "udcff.png" in result.stdout, result.stderr
 
 
-def test_one_bad_picture_costs_none_of_the_others(tmp_path, digits, release):
-    Image.fromarray(digits.images[1, 0]).save(tmp_path / "good.png")
+def test_one_bad_picture_costs_none_of_the_others(tmp_path, two, release):
+    two.save(tmp_path / "good.png")
     Image.new("L", (300, 300), "white").save(tmp_path / "empty.png")
     (tmp_path / "cat.png").write_text("meow")
     result = command("predict", tmp_path, "--model", release / "mnist_cnn.onnx")

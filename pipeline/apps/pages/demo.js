@@ -3,7 +3,7 @@ const SIDE = 280, PEN = 20;
 const drawing = document.getElementById("drawing"), pen = drawing.getContext("2d", { willReadFrequently: true });
 const seen = document.getElementById("seen").getContext("2d");
 const answer = document.getElementById("answer"), bars = document.getElementById("bars"), latency = document.getElementById("latency");
-let last = null, busy = false, again = false, strokes = 0;
+let last = null, busy = false, again = false, drawings = 0;
 
 async function begin() {
   for (const name of await (await fetch("/classes")).json()) {
@@ -18,7 +18,7 @@ async function begin() {
 function clear() {
   pen.fillStyle = "#000";
   pen.fillRect(0, 0, SIDE, SIDE);
-  strokes++;  // an answer under way is to the drawing before
+  drawings++;  // an answer under way is to the drawing before
   show({ empty: true });
 }
 
@@ -39,13 +39,13 @@ function show(result) {
 async function ask() {
   if (busy) { again = true; return; }
   busy = true;
-  const asked = strokes, rgba = pen.getImageData(0, 0, SIDE, SIDE).data, grey = new Uint8Array(SIDE * SIDE);
+  const number = drawings, rgba = pen.getImageData(0, 0, SIDE, SIDE).data, grey = new Uint8Array(SIDE * SIDE);
   for (let at = 0; at < grey.length; at++) grey[at] = rgba[4 * at];
   try {
     const reply = await fetch("/predict", { method: "POST", body: grey });
     if (!reply.ok) throw new Error(await reply.text());
     const result = await reply.json();
-    if (asked === strokes) show(result);
+    if (number === drawings) show(result);
   } catch (error) {
     latency.textContent = `no answer: ${error.message}; is pipeline demo still running?`;
   }

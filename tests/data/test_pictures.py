@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import idx, pictures
+from pipeline.errors import UsageError
+from pipeline.records.forms import ModelCard
+from pipeline.runtimes.classifier import load
+from pipeline.training import models
+
+CARD = models.get("mnist_cnn").card("mnist_cnn")
+COLOURS = msgspec.structs.replace(CARD, prepare="resize", input=[3, 28, 28], mean=[0, 0, 0], std=[1, 1, 1])
+
+
+def find(*paths: Path, card: ModelCard = CARD, as_is: bool = False) -> tuple[list[pictures.Picture], list[str]]:
+    """The pictures, and why others were left out."""
+    failures: list[str] = []
+    return list(pictures.find(paths, card, as_is, failures)), failures
+
+
+@pytest.fixture
+def seven(digits) -> np.ndarray:
+    """A large 7, light on dark."""
+    return np.pad(np.kron(digits.images[0, 0], np.ones((5, 5), np.uint8)), 20)
+
+
+def save(path: Path, image: np.ndarray, mode: str) -> None:
+    """Save the same picture, dark on light, as another kind of file."""
+    dark = Image.fromarray(255 - image)
+    if mode == "transparent":
+        ink = Image.new("RGBA", dark.size, (0, 0, 80, 255))
+        ink.putalpha(Image.fromarray(image))
+        ink.save(path)
+    elif mode == "sixteen bits":
+        Image.fromarray((255 - image).astype(np.uint16) * 257).save(path)
+    elif mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees clockwise when shown
+        dark.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    else:
+        dark.convert(mode).save(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "LA", "CMYK", "transparent", "sixteen bits", "turned"])
+def test_any_kind_of_file_is_the_same_digit(seven, release, tmp_path, mode):
+    path = tmp_path / ("7.jpg" if mode in ("CMYK", "turned") else "7.png")
+    save(path, seven, mode)
+    ((picture,), _) = find(path)
+    assert load(release / "mnist_cnn.onnx").predict(picture.pixels) == ["7"]
+
+
+@pytest.mark.parametrize("card", [CARD, COLOURS], ids=["digits", "colours"])
+@pytest.mark.parametrize("suffix", [".png", "-idx3-ubyte"])
+def test_as_is_changes_nothing_and_takes_nothing_else(digits, tmp_path, card, suffix):
+    image, path = np.roll(digits.images[3, 0], 5, axis=0), tmp_path / f"image{suffix}"
+
+    def write(pixels: np.ndarray) -> None:
+        Image.fromarray(pixels).save(path) if suffix == ".png" else path.write_bytes(idx.file(pixels[None]))
+
+    write(image)
+    ((picture,), _) = find(path, card=card, as_is=True)
+    assert picture.pixels.shape == tuple(card.input) and (picture.pixels == image).all()
+    assert (find(path)[0][0].pixels != image).any(), "without it, a digit is centred"
+    write(image[:-1])
+    assert "--as-is expects 28 × 28 pixels, received 28 × 27" in find(path, card=card, as_is=True)[1][0]
+
+
+def test_a_damaged_or_huge_picture_is_left_out_with_the_reason(tmp_path):
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    Image.new("1", (10_000, 6_000)).save(tmp_path / "huge.png")
+    found, (damaged, huge) = find(tmp_path)
+    assert not found and "damaged.png: expected a picture" in damaged and "10000 × 6000 pixels" in huge
+
+
+def test_a_path_without_pictures_and_a_model_of_other_channels_are_refused(tmp_path):
+    for path, expected in ((tmp_path, "has no picture"), (tmp_path / "none", "no such file")):
+        with pytest.raises(UsageError, match=expected):
+            find(path)
+    Image.new("L", (30, 30)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="takes 4"):
+        pictures.read(tmp_path / "a.png", 4)
+
+
+def test_no_digit_and_several_are_remarked(seven, tmp_path):
+    for name, image in (("none", np.zeros_like(seven)), ("one", seven), ("two", np.hstack([seven, seven]))):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    assert [picture.remark for picture in find(tmp_path)[0]] == [pictures.NONE, None, pictures.SEVERAL]
+
+
+def test_each_picture_is_taken_once_and_hidden_ones_are_not(tmp_path):
+    for name in ("a.png", ".b.png"):
+        Image.new("L", (30, 30)).save(tmp_path / name)
+    assert [Path(picture.name).name for picture in find(tmp_path, tmp_path / "a.png")[0]] == ["a.png"]
