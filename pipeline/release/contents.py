@@ -22,7 +22,7 @@ FORMS = (fold.KIND, half.KIND)  # the kinds that ship: an engine is for one devi
 
 @dataclass
 class Contents:
-    """The artifacts of a release; of `ancestors` only the records ship. `against` has the reasons not to ship them."""
+    """The artifacts of a release, and the reasons `against` shipping them. Of `ancestors` only the records ship."""
 
     forms: list[Artifact]
     ancestors: list[Artifact]
@@ -50,6 +50,8 @@ def gather(folder: Path) -> Contents:
 
     Raises UsageError if the folder has no ONNX file or those of several models, CheckFailed if anything is altered.
     """
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file: expected the folder it lies in, {folder.parent}")
     artifacts = {(each.kind, each.name): each for each in map(manifest.read, manifest.recorded(folder))}
     forms = sorted((each for each in artifacts.values() if each.kind in FORMS), key=lambda each: FORMS.index(each.kind))
     if not forms:
@@ -124,7 +126,7 @@ def proof_gaps(verification: Artifact, forms: list[Artifact]) -> Iterator[str]:
     if not facts.passed or facts.failures:
         yield f"{name}: failed: {'; '.join(facts.failures) or 'no reason on record'}"
     if facts.gate < gate:
-        yield f"{name}: was held against a gate of {facts.gate:.2%}: expected the model's {gate:.2%}"
+        yield f"{name}: was checked against a gate of {facts.gate:.2%}: expected the model's {gate:.2%}"
     if facts.data.digests != reference.digests:
         made_with = f"{facts.data.name}, {facts.data.images} images"
         yield f"{name}: was made with {made_with}: expected {reference.name}, {reference.n} images"

@@ -107,17 +107,17 @@ def _put_back(folder: Path) -> None:
 def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
     """UsageError if a release here would replace anything but an earlier one, or a signed one by an unsigned one."""
     _put_back(folder)
-    move = "move it or give another --out"
+    remedy = "move it or give another --out"
     if archive.exists() and not (archive.is_file() and manifest.claimed_kind(archive) == "release"):
-        raise UsageError(f"{archive}: is there already and was not made by `pipeline ship`: {move}")
+        raise UsageError(f"{archive}: exists and was not made by `pipeline ship`: {remedy}")
     if not folder.exists():
         return
     if not (folder / SUMS).is_file():
-        raise UsageError(f"{folder}: is there already and is no release: expected a free name; {move}")
+        raise UsageError(f"{folder}: exists and is not a release: {remedy}")
     # An earlier release may have been altered, but must have no files besides its own.
     listed = {line.partition("  ")[2] for line in (folder / SUMS).read_text(errors="replace").splitlines()}
     present = {*names(folder), *(path.name for path in folder.iterdir() if path.name in IGNORED)}
     if more := sorted(present - listed - {SUMS, SIGNATURE}):
-        raise UsageError(f"{folder}: has {', '.join(more)}, which a new release would remove: {move}")
+        raise UsageError(f"{folder}: has {', '.join(more)}, which a new release would remove: {remedy}")
     if (folder / SIGNATURE).is_file() and not signed:
-        raise UsageError(f"{folder}: is signed, this one would not be: expected --sign-key or --sigstore; or {move}")
+        raise UsageError(f"{folder}: is signed, and the new release is not: give --sign-key or --sigstore, or {remedy}")

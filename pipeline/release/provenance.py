@@ -39,9 +39,7 @@ def statement(release: Contents, files: Mapping[str, bytes], builder: str) -> di
                 "internalParameters": {each.name: _step(each) for each in line},
                 "resolvedDependencies": [*(_resource(name, sha) for name, sha in pixels), code()],
             },
-            "runDetails": {
-                "builder": {"id": builder, "version": {"edge-pipeline": pipeline.__version__}},
-            },
+            "runDetails": {"builder": {"id": builder, "version": {"edge-pipeline": pipeline.__version__}}},
         },
     }
 

@@ -47,7 +47,12 @@ def run(
     and the name, card, report, provenance and release.json say so.
     """
     signed = bool(sign_key or sigstore)
-    _check_options(folder, out, sign_key, sigstore)
+    installs.require("ship", (*NEEDS, *(signing.NEEDS if signed else ())))
+    if sign_key and sigstore:
+        raise UsageError("--sign-key, --sigstore: expected at most one of them")
+    if sign_key:
+        signing.read_key(sign_key, private=True)
+    disk.check_writable(out)
     contents = gather(folder)
     _refuse(folder, contents, unverified)
     form, model = contents.forms[0], contents.model
@@ -59,13 +64,11 @@ def run(
         contents.against = measures.against(answers, split, contents.verification, model.gate)
         _refuse(folder, contents, unverified)
     if unverified and not contents.against:
-        console.say("--unverified: nothing stands against this release; it is shipped as verified")
+        console.say("--unverified: every check passes, so the release is marked as verified")
     name = f"{model.name}-{model.version}" + ("-triton" if format == "triton" else "")
     name += "-unverified" if contents.against else ""
     target, archive = out / name, out / f"{name}{archives.ARCHIVE}"
     files.expect_free(target, archive, signed=signed)
-    if not contents.history:
-        console.say(f"{folder}: has no training history: the report goes without its curves")
     about = About(
         kind=KIND,
         model=model.name,
@@ -96,18 +99,6 @@ def run(
     )
 
 
-def _check_options(folder: Path, out: Path, sign_key: Path | None, sigstore: bool) -> None:
-    """UsageError, before any work is done, for what would fail at its end."""
-    installs.require("ship", (*NEEDS, *(signing.NEEDS if sign_key or sigstore else ())))
-    if sign_key and sigstore:
-        raise UsageError("--sign-key and --sigstore are two ways to sign: expected one of them")
-    if folder.is_file():
-        raise UsageError(f"{folder}: is a file: expected the folder it lies in, {folder.parent}")
-    if sign_key:
-        signing.read_key(sign_key, private=True)
-    disk.check_writable(out)
-
-
 def _refuse(folder: Path, contents: Contents, unverified: bool) -> None:
     if contents.against and not unverified:
         raise CheckFailed(f"{folder}: {'; '.join(contents.against)}; --unverified ships it, marked as such")
@@ -115,6 +106,8 @@ def _refuse(folder: Path, contents: Contents, unverified: bool) -> None:
 
 def _folder(contents: Contents, split: ImageSet, answers: measures.Answers) -> dict[str, bytes]:
     """The files for people, `deploy` and model hubs."""
+    if not contents.history:
+        console.say("no training history: the report has no training curves")
     shipped = _files([*contents.forms, *contents.reports])
     shipped[manifest.FILE] = manifest.packed([*contents.line, *contents.reports])
     shipped[files.TEST_SET] = imagesets.pack(split)

@@ -100,7 +100,7 @@ def _signature(folder: Path) -> Path:
     except (ValueError, TypeError, KeyError, RecursionError):
         intact = False
     if not intact:
-        raise CheckFailed(f"{path}: altered: is not a signature as it was written")
+        raise CheckFailed(f"{path}: altered: expected a signature as model-signing writes it")
     return path
 
 

@@ -45,15 +45,15 @@ def files(forms: Iterable[Artifact]) -> dict[str, bytes]:
 
 
 def against(folder: Path, model: str) -> list[str]:
-    """Reasons why a repository of a model is not verified: no proof, a failed one, or one about something else."""
+    """The reasons against a repository of a model: no verification, a failed one, or one of something else."""
     try:
         proof = msgspec.json.decode((folder / verify.FILE).read_bytes(), type=Verification)
     except (OSError, ValueError, RecursionError):
-        return [f"{verify.FILE}: missing or no verification: expected the proof of these files"]
+        return [f"{verify.FILE}: missing or not a verification: expected the proof of these files"]
     passed = proof.passed and not proof.failures and proof.model == model
     reasons = [] if passed else [f"{verify.FILE}: failed, or is about another model than {model}"]
     models = sorted(folder.glob("*/*/model.onnx"))
     for path in models:
         if (sha := disk.digest(path)) not in {row.sha256 for row in proof.rows}:
             reasons.append(f"{path.relative_to(folder)}: was not verified: received sha256 {sha}")
-    return reasons if models else ["there is no model in it"]
+    return reasons if models else ["expected models, received none"]

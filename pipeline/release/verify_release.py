@@ -48,7 +48,7 @@ def inspect(
 ) -> ReleaseCheck:
     """Check a release's folder: its files, its signature (see `signing.verify`), its release.json, and its proof.
 
-    Raises UsageError for a folder that is no release, CheckFailed for whatever does not hold.
+    Raises UsageError if the folder is not a release, CheckFailed if a check fails.
     """
     if not (folder / files.SUMS).is_file():
         nested = next((f"; there is one in {path.parent}" for path in sorted(folder.glob(f"*/{files.SUMS}"))), "")
@@ -61,7 +61,7 @@ def inspect(
     about = _about(folder)
     against = triton.against(folder, about.model) if about.format == "triton" else _against(folder, about)
     if against and about.verified:
-        raise CheckFailed(f"{folder}: says that it is verified, but {'; '.join(against)}")
+        raise CheckFailed(f"{folder}: is marked as verified, but {'; '.join(against)}")
     if not about.verified and not allow_unverified:
         reasons = "; ".join(about.against)
         raise CheckFailed(f"{folder}: is marked as unverified: {reasons}; --allow-unverified accepts it")
@@ -96,14 +96,14 @@ def _against(folder: Path, about: About) -> list[str]:
 
 
 def show(check: Artifact) -> None:
-    """Print the verdict in a line, and what was not looked at."""
+    """Print the verdict in a line, and what was not checked."""
     facts = check.facts
     state = "verified" if facts.verified else f"UNVERIFIED: {'; '.join(facts.against)}"
-    console.result(f"{facts.model} {facts.version}: {facts.files} files as listed, chain whole; {state}")
+    console.result(f"{facts.model} {facts.version}: {facts.files} files as listed, chain intact; {state}")
     if facts.not_looked_at:
-        console.result(f"not looked at: {', '.join(facts.not_looked_at)}, which a model hub's clone has")
+        console.result(f"not checked: {', '.join(facts.not_looked_at)}, which model hubs add")
     if facts.signature == "checked":
-        console.result("signature: holds")
+        console.result("signature: valid")
     else:
-        why = "there is one; --public-key checks it" if facts.signature == "not checked" else "there is none"
-        console.result(f"signature: not checked, {why}. Without it a digest shows accidents, not authorship")
+        state = "not checked; --public-key checks it" if facts.signature == "not checked" else "none"
+        console.result(f"signature: {state}. Digests alone show accidental changes, not who made the release")

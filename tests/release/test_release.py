@@ -39,13 +39,8 @@ def test_it_was_made_with_the_default_recipe(release):
     history = manifest.read(release / "mnist_cnn.history.csv")
     checkpoint = manifest.read(release / "verification.json").parents["mnist_cnn.safetensors"]
     assert history.parents == {"mnist_cnn.safetensors": checkpoint}
-    expected = {
-        **asdict(models.get("mnist_cnn").recipes["default"]),
-        "model": "mnist_cnn",
-        "seed": 0,
-        "limit": None,
-        "hold_out": 0,
-    }
+    expected = asdict(models.get("mnist_cnn").recipes["default"])
+    expected |= {"model": "mnist_cnn", "seed": 0, "limit": None, "hold_out": 0}
     assert expected.items() <= history.options.items()
 
 

@@ -17,7 +17,7 @@ from pipeline.release import contents, files, provenance, ship
 from pipeline.release.report import pages
 from pipeline.training import models
 from tests.support import DIGITS, command, flip, one_line
-from tests.support.releases import NAME, rewrite
+from tests.support.releases import NAME, rewrite, snapshot
 
 MINE = LabelledImages(name="mine", images=3, digests={"a": "b" * 64})
 HISTORY = "mnist_cnn.history.csv"
@@ -147,20 +147,20 @@ def test_curves_that_are_none_are_one_line(spoilt, tmp_path, text):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda at: (at / NAME / "SHA256SUMS").unlink(), "is no release"),
+        (lambda at: (at / NAME / "SHA256SUMS").unlink(), "is not a release"),
         (lambda at: (at / NAME / "notes.txt").write_text("mine"), "has notes.txt, which a new release would remove"),
         (lambda at: (at / NAME / ".git").mkdir(), r"has \.git, which a new release would remove"),
-        (lambda at: (at / NAME / "model.sig").write_text("{}"), "is signed, this one would not be"),
+        (lambda at: (at / NAME / "model.sig").write_text("{}"), "is signed, and the new release is not"),
         (lambda at: forget(at, f"{NAME}.tar.gz"), "was not made by `pipeline ship`"),
     ],
 )
 def test_what_shipping_again_would_lose_is_left_alone(release, shipped, tmp_path, spoil, expected):
     out = Path(shutil.copytree(shipped, tmp_path / "out"))
     spoil(out)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    before = snapshot(out)
     with pytest.raises(UsageError, match=expected):
         ship.run(release, out=out)
-    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert snapshot(out) == before
 
 
 def test_an_exchange_that_fails_leaves_the_earlier_release(tmp_path, monkeypatch):

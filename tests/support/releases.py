@@ -30,3 +30,8 @@ def rewrite(path: Path, content: bytes | None = None, *, parents=None, options=N
 def resum(folder: Path) -> None:
     """Fit SHA256SUMS to whatever the files have become."""
     (folder / files.SUMS).write_bytes(files.sums(files.digests(folder)))
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    """Every file's content."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

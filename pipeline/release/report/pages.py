@@ -14,6 +14,7 @@ from pipeline.data.imagesets import ImageSet
 from pipeline.errors import CheckFailed, reason
 from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
+from pipeline.records.reports import Timed
 from pipeline.release.contents import Contents, sources
 from pipeline.release.report import charts
 from pipeline.stages import train
@@ -30,8 +31,15 @@ def card(contents: Contents) -> bytes:
 def report(contents: Contents, split: ImageSet, measured: dict[str, Any], code: dict[str, Any]) -> bytes:
     """report.html: one file that shows how the model was made, how it behaves and where it errs.
 
-    `measured` is what `measures.summary` gives of the images, `code` what `provenance.code` does.
+    `measured` is the `measures.summary` of the images, `code` comes from `provenance.code`.
     """
+    drawn = {"calibration": charts.calibration(measured["calibration"]["bins"])}
+    if contents.history:
+        drawn["training"] = charts.training(_epochs(contents.history))
+    if contents.verification:
+        drawn["accuracy"] = charts.accuracy(contents.verification.facts.rows, contents.model.gate)
+    if contents.latency:
+        drawn["latency"] = charts.latency(_latency_rows(contents.latency))
     return _render(
         "report.html.j2",
         contents,
@@ -39,7 +47,7 @@ def report(contents: Contents, split: ImageSet, measured: dict[str, Any], code: 
         measured=measured,
         images={row["index"]: _png(split.images[row["index"]]) for row in measured["mistakes"]},
         code=code,
-        charts=_charts(contents, measured),
+        charts=drawn,
     )
 
 
@@ -55,13 +63,13 @@ def _render(template: str, contents: Contents, **values: Any) -> bytes:
         autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
     )
-    latency = contents.latency
+    verification, latency = contents.verification, contents.latency
     page = environment.get_template(template).render(
         contents=contents,
         model=contents.model,
-        verification=contents.verification and contents.verification.facts,
+        verification=verification and verification.facts,
         latency=latency and latency.facts,
-        latency_rows=_latency_rows(contents),
+        latency_rows=_latency_rows(latency) if latency else [],
         quick=latency and latency.options.get("quick"),
         training=next((each for each in contents.ancestors if each.kind == train.KIND), None),
         **values,
@@ -69,22 +77,10 @@ def _render(template: str, contents: Contents, **values: Any) -> bytes:
     return page.encode()
 
 
-def _latency_rows(contents: Contents) -> list[Any]:
-    """What was timed at the smallest batch, which is one image unless only other sizes were timed."""
-    rows = contents.latency.facts.rows if contents.latency else []
-    least = min((row.batch for row in rows), default=1)
-    return [row for row in rows if row.batch == least]
-
-
-def _charts(contents: Contents, measured: dict[str, Any]) -> dict[str, str]:
-    drawn = {"calibration": charts.calibration(measured["calibration"]["bins"])}
-    if contents.history:
-        drawn["training"] = charts.training(_epochs(contents.history))
-    if contents.verification:
-        drawn["accuracy"] = charts.accuracy(contents.verification.facts.rows, contents.model.gate)
-    if contents.latency:
-        drawn["latency"] = charts.latency(_latency_rows(contents))
-    return drawn
+def _latency_rows(latency: Artifact) -> list[Timed]:
+    """The rows of the smallest batch, which is one image unless only other sizes were timed."""
+    least = min(row.batch for row in latency.facts.rows)
+    return [row for row in latency.facts.rows if row.batch == least]
 
 
 def _epochs(history: Artifact) -> list[dict[str, float]]:
