@@ -25,8 +25,8 @@ def keys(tmp_path_factory) -> Path:
     """`key.pem`, `pub.pem` and another pair, made as the README says."""
     folder = tmp_path_factory.mktemp("keys")
     for private, public in (("key.pem", "pub.pem"), ("other.pem", "other-pub.pem")):
-        made = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
-        subprocess.run(made, cwd=folder, check=True)
+        make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
+        subprocess.run(make, cwd=folder, check=True)
         subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], cwd=folder, check=True, stderr=-3)
     return folder
 
@@ -97,8 +97,8 @@ def test_the_command_says_what_holds(signed, copy, keys, shipped):
     result = command("verify-release", signed, "--public-key", keys / "pub.pem")
     assert result.returncode == 0 and "chain intact; verified" in result.stdout and "signature: valid" in result.stdout
     archive = signed.parent / f"{NAME}.tar.gz"
-    found = json.loads(command("verify-release", archive, "--public-key", keys / "pub.pem", "--json").stdout)
-    assert found["facts"]["verified"] and found["facts"]["signature"] == "checked"
+    printed = json.loads(command("verify-release", archive, "--public-key", keys / "pub.pem", "--json").stdout)
+    assert printed["facts"]["verified"] and printed["facts"]["signature"] == "checked"
     assert "signature: not checked; --public-key" in command("verify-release", signed).stdout
     assert "signature: none" in command("verify-release", shipped / NAME).stdout
     (copy / ".gitattributes").write_text("*.onnx filter=lfs")  # as a model hub adds it

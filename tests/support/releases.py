@@ -14,16 +14,16 @@ NAME = "mnist_cnn-1.0.0"
 
 def rewrite(path: Path, content: bytes | None = None, *, parents=None, options=None, **facts: object) -> None:
     """Alter an artifact, the facts of one or its record, with digests that fit."""
-    made = manifest.read(path)
-    if content is None and made.kind not in kinds.REPORTS:
-        content = manifest.content(made)
+    artifact = manifest.read(path)
+    if content is None and artifact.kind not in kinds.REPORTS:
+        content = manifest.content(artifact)
     manifest.write(
         path,
         content,
-        facts=msgspec.structs.replace(made.facts, **facts),
-        parents=parents or made.parents,
-        options=made.options | (options or {}),
-        versions=made.versions,
+        facts=msgspec.structs.replace(artifact.facts, **facts),
+        parents=parents or artifact.parents,
+        options=artifact.options | (options or {}),
+        versions=artifact.versions,
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.measure import statistics
 from pipeline.records.reports import Proven, Row, Timed
 
 # What is drawn in these becomes var(--NAME) of the page.
-COLOURS = {"ink": "#010101", "faint": "#020202", "line": "#030303", "second": "#040404", "good": "#050505"}
+COLOURS = {"ink": "#010101", "faint": "#020202", "line": "#030303", "second": "#040404"}
 CURVES = ("epoch", "lr", "train_accuracy", "test_accuracy", "train_loss", "test_loss")  # of a training's history
 
 
