@@ -16,8 +16,8 @@ from pipeline.records import code, disk, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.records.releases import Deployed, DeviceReport, ReleaseCheck
 from pipeline.records.reports import Timed
-from pipeline.release import archives, files, inspection
-from pipeline.release.inspection import AllowUnverified, PublicKey
+from pipeline.release import archives, files, verify_release
+from pipeline.release.verify_release import AllowUnverified, PublicKey
 from pipeline.stages import bench, build, verify
 from pipeline.tensorrt import bindings as tensorrt_library
 from pipeline.tensorrt import cuda
@@ -60,11 +60,10 @@ def run(
 
 def _inspected(release: Path, folder: Path, public_key: Path | None, allow_unverified: bool) -> ReleaseCheck | None:
     """What holds about a release; None for files that are none. CheckFailed if it is marked as unverified."""
-    marks = (files.SUMS, files.SIGNATURE, inspection.ABOUT)  # one is enough: who takes one away doesn't end the checks
+    marks = (files.SUMS, files.SIGNATURE, files.ABOUT)  # one is enough: who takes one away doesn't end the checks
     if not public_key and folder == release and not any((folder / mark).is_file() for mark in marks):
         return None
-    about = inspection.inspect(folder, public_key)
-    inspection.accept(release, about, allow_unverified)
+    about = verify_release.inspect(folder, public_key, allow_unverified=allow_unverified)
     if about.format == "triton":
         raise UsageError(f"{release}: is a repository for a Triton server: expected a release of --format folder")
     return about

@@ -1,12 +1,11 @@
 """Pack a release's folder into one archive, the same bytes whenever the files are the same; and unpack it safely.
 
-Sorted names, no times, no owners.
+Names are sorted; times and owners are left out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gzip
 import io
 import tarfile
@@ -15,17 +14,17 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import CheckFailed, PipelineError, UsageError
+from pipeline.errors import CheckFailed, PipelineError, UsageError, reason
 from pipeline.release import files
 
 ARCHIVE = ".tar.gz"
-PACKED = (ARCHIVE, ".tgz")  # what is taken for one
-LIMIT = 1 << 28  # bytes that an archive may unpack to, and files it may have
-MOST = 1000
+SUFFIXES = (ARCHIVE, ".tgz")
+LIMIT = 1 << 28  # bytes that an archive may unpack to
+MOST = 1000  # files that it may have
 
 
 def pack(folder: Path) -> bytes:
-    """The folder as a `.tar.gz`: every file below the folder's name."""
+    """Pack a folder's files, below the folder's name, into a `.tar.gz`."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in files.names(folder):
@@ -38,61 +37,62 @@ def pack(folder: Path) -> bytes:
 
 @contextlib.contextmanager
 def opened(release: Path) -> Iterator[Path]:
-    """A release's folder: itself, or an archive unpacked for as long as this lasts."""
+    """Yield a release's folder: itself, or an archive unpacked for as long as this lasts."""
     if release.is_dir():
         yield release
         return
-    if not release.exists():
-        raise UsageError(f"{release}: no such folder or archive")
     if not is_archive(release):
-        raise UsageError(f"{release}: expected a release: its folder, or its archive ({ARCHIVE})")
+        received = "another file" if release.exists() else "no such file or folder"
+        raise UsageError(f"{release}: expected a release, its folder or its archive ({ARCHIVE}), received {received}")
     with tempfile.TemporaryDirectory() as scratch:
         try:
             yield unpack(release, Path(scratch))
-        except PipelineError as error:  # who reads it knows the archive, not where it was unpacked
+        except PipelineError as error:  # its readers know the archive, not where it was unpacked
             error.args = (str(error).replace(f"{scratch}/", f"{release}: "),)
             raise
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a path is to be unpacked before it is looked at."""
-    return path.is_file() and path.name.endswith(PACKED)
+    """Whether a path has to be unpacked first."""
+    return path.is_file() and path.name.endswith(SUFFIXES)
 
 
 def unpack(archive: Path, target: Path) -> Path:
-    """Unpack an archive that `pack` made into `target`; gives the one folder in it.
+    """Unpack an archive that `pack` made into `target`, and return the one folder in it.
 
     Writes nothing outside `target`: a link, an absolute name, `..`, over 256 MiB or over 1,000 files is a CheckFailed
     before anything is written.
     """
-    found: dict[str, bytes] = {}
-    damaged = f"{archive}: is no whole release archive"
     try:
-        with gzip.open(archive) as packed:
-            content = packed.read(LIMIT + 1)
-        if len(content) > LIMIT:
-            raise CheckFailed(f"{archive}: unpacks to more than {LIMIT} bytes: is no release")
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-            for member in tar:
-                if member.isdir() and files.inside(member.name):  # as plain tar packs them
-                    continue
-                if not member.isfile() or not files.inside(member.name) or "/" not in member.name or len(found) >= MOST:
-                    raise CheckFailed(f"{damaged}: {member.name!r} is a link, lies outside or doesn't belong")
-                if member.name in found or member.sparse:
-                    raise CheckFailed(f"{damaged}: {member.name!r} is there twice or with holes")
-                found[member.name] = tar.extractfile(member).read()
+        contents = _members(archive)
+        for name, content in contents.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, OverflowError) as error:
-        raise CheckFailed(f"{damaged}: {error}") from error
-    roots = {name.split("/", 1)[0] for name in found}
+        raise CheckFailed(f"{archive}: can't be unpacked: {reason(error)}") from error
+    return target / next(iter(contents)).split("/")[0]
+
+
+def _members(archive: Path) -> dict[str, bytes]:
+    """The files in an archive by name. CheckFailed unless all are plain files in one folder."""
+    with gzip.open(archive) as packed:
+        raw = packed.read(LIMIT + 1)
+    if len(raw) > LIMIT:
+        raise CheckFailed(f"{archive}: can't be unpacked: expected a release of at most {LIMIT} bytes")
+    contents: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+        for member in tar:
+            name, parts = member.name, member.name.split("/")
+            outside = "\\" in name or not {"", ".", ".."}.isdisjoint(parts)
+            if member.isdir() and not outside:  # plain tar packs folders, too
+                continue
+            file = tar.extractfile(member) if member.isfile() and not member.sparse else None
+            if file is None or outside or len(parts) == 1 or name in contents or len(contents) >= MOST:
+                raise CheckFailed(
+                    f"{archive}: can't be unpacked: {name!r} is a link, lies outside, is there twice or is one too many"
+                )
+            contents[name] = file.read()
+    roots = sorted({name.split("/")[0] for name in contents})
     if len(roots) != 1:
-        raise CheckFailed(f"{damaged}: expected one folder in it, received {', '.join(sorted(roots)) or 'none'}")
-    for name, data in found.items():
-        path = target / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        except (OSError, ValueError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise CheckFailed(f"{damaged}: {name[:100]!r} can't be a file beside the others") from error
-    return target / roots.pop()
+        raise CheckFailed(f"{archive}: can't be unpacked: expected one folder, received {', '.join(roots) or 'none'}")
+    return contents

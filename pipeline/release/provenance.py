@@ -1,7 +1,7 @@
-"""An in-toto statement of a release: what was made, from which pixels and code, how, and by whom.
+"""An in-toto statement of a release: from which pixels and code its files were made, how, and by whom.
 
 The form is SLSA's: https://slsa.dev/spec/v1.0/provenance in https://github.com/in-toto/attestation. It has no time of
-its own, so the same release has the same bytes. Without a signature it is a claim like any other.
+its own, so the same release has the same bytes. Without a signature it proves nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.records import disk, manifest
+from pipeline.records import disk
+from pipeline.records.manifest import Artifact
+from pipeline.release import contents
 from pipeline.release.contents import Contents
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -22,55 +24,52 @@ BUILD_TYPE = "urn:edge-pipeline:ship:v1"
 SOURCES = ("pipeline", "models")
 
 
-def statement(contents: Contents, files: Mapping[str, bytes], builder: str, verified: bool) -> dict[str, Any]:
-    """The statement about `files` (their sha256), traced by the records in `contents`. JSON types."""
-    line = [*contents.ancestors, *contents.forms, *contents.reports]
-    made = {each.name for each in line}
-    pixels = {name: sha for each in line for name, sha in each.parents.items() if name not in made}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+def statement(release: Contents, files: Mapping[str, bytes], builder: str) -> dict[str, Any]:
+    """The statement about these files, with every step on record, as JSON types."""
+    line = [*release.line, *release.reports]
+    pixels = sorted(contents.sources(line).items())
     return {
         "_type": STATEMENT,
-        "subject": [{"name": name, "digest": {"sha256": sha}} for name, sha in digests.items()],
+        "subject": [_resource(name, hashlib.sha256(files[name]).hexdigest()) for name in sorted(files)],
         "predicateType": PREDICATE,
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"model": contents.model.name, "verified": verified},
-                "internalParameters": {each.name: step(each) for each in line},
-                "resolvedDependencies": [
-                    *({"name": name, "digest": {"sha256": sha}} for name, sha in sorted(pixels.items())),
-                    code(),
-                ],
+                "externalParameters": {"model": release.model.name, "verified": not release.against},
+                "internalParameters": {each.name: _step(each) for each in line},
+                "resolvedDependencies": [*(_resource(name, sha) for name, sha in pixels), code()],
             },
-            "runDetails": {
-                "builder": {"id": builder, "version": {"edge-pipeline": pipeline.__version__}},
-            },
+            "runDetails": {"builder": {"id": builder, "version": {"edge-pipeline": pipeline.__version__}}},
         },
     }
 
 
-def step(made: manifest.Artifact) -> dict[str, Any]:
-    """How one file was made."""
+def _resource(name: str, sha256: str) -> dict[str, Any]:
+    return {"name": name, "digest": {"sha256": sha256}}
+
+
+def _step(artifact: Artifact) -> dict[str, Any]:
+    """How an artifact was made."""
     return {
-        "kind": made.kind,
-        "sha256": made.sha256,
-        "from": made.parents,
-        "options": made.options,
-        "versions": made.versions,
-        "code": made.code,
+        "kind": artifact.kind,
+        "sha256": artifact.sha256,
+        "from": artifact.parents,
+        "options": artifact.options,
+        "versions": artifact.versions,
+        "code": artifact.code,
     }
 
 
 def code() -> dict[str, Any]:
-    """The code that ships: a digest over its Python files, and the revision where it lies in a git checkout."""
+    """A digest of the Python files that ship, and in a git checkout its revision and whether they were changed."""
     root = Path(pipeline.__file__).parents[1]
-    sources = sorted(path for name in SOURCES for path in (root / name).rglob("*.py"))
-    lines = "".join(f"{disk.digest(path)}  {path.relative_to(root).as_posix()}\n" for path in sources)
-    found: dict[str, Any] = {"name": "code", "digest": {"sha256": hashlib.sha256(lines.encode()).hexdigest()}}
+    paths = sorted(path for name in SOURCES for path in (root / name).rglob("*.py"))
+    lines = "".join(f"{disk.digest(path)}  {path.relative_to(root).as_posix()}\n" for path in paths)
+    resource = _resource("code", hashlib.sha256(lines.encode()).hexdigest())
     if revision := _git(root, "rev-parse", "HEAD"):
-        found["digest"]["gitCommit"] = revision
-        found["annotations"] = {"altered": bool(_git(root, "status", "--porcelain", "--", *SOURCES))}
-    return found
+        resource["digest"]["gitCommit"] = revision
+        resource["annotations"] = {"altered": bool(_git(root, "status", "--porcelain", "--", *SOURCES))}
+    return resource
 
 
 def _git(root: Path, *arguments: str) -> str | None:

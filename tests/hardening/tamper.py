@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import chain as chains
 from pipeline.errors import PipelineError
 from pipeline.records import manifest
-from pipeline.release import files, inspection
+from pipeline.release import files, verify_release
 from tests.hardening import Place, Row
 
 
@@ -56,8 +56,8 @@ def _release(place: Place, wanted: float, key: Path | None) -> Row:
         folder = Path(shutil.copytree(place.release, Path(scratch) / "release"))
         for name in files.names(folder):
             if key or name != files.SIGNATURE:
-                _altered(folder / name, wanted, row, lambda: inspection.inspect(folder, key))
-        inspection.inspect(folder, key)
+                _altered(folder / name, wanted, row, lambda: verify_release.inspect(folder, key))
+        verify_release.inspect(folder, key)
     return row
 
 

@@ -24,7 +24,7 @@ from pipeline.data.imagesets import ImageSet
 from pipeline.records import manifest
 from pipeline.records.devices import Gpu
 from pipeline.records.forms import Engine
-from pipeline.release import archives, contents, files, inspection, signing
+from pipeline.release import archives, contents, files, signing, verify_release
 from pipeline.release.report import pages
 from pipeline.stages import card
 from pipeline.training import models, recipe
@@ -119,8 +119,8 @@ def _report(folder: Path, chance: random.Random) -> None:
     name = chance.choice(("verification.json", "latency.json", "mnist_cnn.history.csv"))
     rewritten(folder / name, chance, name.endswith(".json") or chance.random() < 0.3)
     found = contents.gather(folder)
-    pages.card(found, found.against, {})
-    pages.report(found, found.against, _few(folder.parent / "few.npz"), MEASURED, {"digest": {}})
+    pages.card(found)
+    pages.report(found, _few(folder.parent / "few.npz"), MEASURED, {"digest": {}})
 
 
 @functools.cache
@@ -149,16 +149,15 @@ def _archive(folder: Path, chance: random.Random) -> None:
         raw = plain.getvalue()
         path.write_bytes(gzip.compress(mutate.content(chance, raw) if chance.random() < 0.5 else raw, 1))
     with archives.opened(path) as unpacked:
-        inspection.inspect(unpacked, None)
+        verify_release.inspect(unpacked)
 
 
 def _release(folder: Path, chance: random.Random) -> None:
     path = folder / chance.choice(files.names(folder))
     path.write_bytes(mutate.content(chance, path.read_bytes()))
     if path.name != files.SUMS and chance.random() < 0.7:  # as one would who fits the digests to it
-        listed = {n: (folder / n).read_bytes() for n in files.names(folder) if n not in (files.SUMS, files.SIGNATURE)}
-        (folder / files.SUMS).write_bytes(files.sums(listed))
-    inspection.inspect(folder, None)
+        (folder / files.SUMS).write_bytes(files.sums(files.digests(folder)))
+    verify_release.inspect(folder)
 
 
 def _signature(folder: Path, chance: random.Random) -> None:

@@ -67,8 +67,8 @@ def test_what_it_shows_is_what_was_measured(report, release):
     (row,) = (row for row in recorded.rows if row.form == "mnist_cnn.onnx")
     shown = re.findall(r'alt="test image (\d+): (\d)"', text)
     assert {index for index, _ in shown} == row.wrong.keys()
-    said = dict(re.findall(r'alt="test image (\d+): .*?<div>float32: (\d)', text, re.DOTALL))
-    assert {index: int(answer) for index, answer in said.items()} == row.wrong
+    answers = dict(re.findall(r'alt="test image (\d+): .*?<div>float32: (\d)', text, re.DOTALL))
+    assert {index: int(answer) for index, answer in answers.items()} == row.wrong
     for each in (*manifest.read(release / "mnist_cnn.onnx").parents.values(), recorded.data.name):
         assert each in unescape(text)
     cells = [int(count) for count in re.findall(r'<td class="(?:right|wrong)">(\d+)<', text)]
@@ -86,9 +86,9 @@ def test_mistakes_mark_the_images_that_the_files_disagree_on():
 
 def test_the_calibration_error_is_guos():
     """By hand: two bins of one answer each, one right at .8, one wrong at .6."""
-    found = measures.calibration(np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1]))
-    assert found["error"] == pytest.approx((0.2 + 0.6) / 2)
-    assert [(each["n"], each["right"]) for each in found["bins"]] == [(1, 0), (1, 1)]
+    result = measures.calibration(np.array([[0.8, 0.2], [0.6, 0.4]]), np.array([0, 1]))
+    assert result["error"] == pytest.approx((0.2 + 0.6) / 2)
+    assert [(each["n"], each["right"]) for each in result["bins"]] == [(1, 0), (1, 1)]
 
 
 def test_probabilities_are_the_files_own(report, release, digits):

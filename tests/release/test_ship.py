@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,12 +13,14 @@ from pipeline.data import imagesets
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import disk, kinds, manifest
 from pipeline.records.reports import LabelledImages
-from pipeline.release import files, provenance, ship
+from pipeline.release import contents, files, provenance, ship
+from pipeline.release.report import pages
 from pipeline.training import models
 from tests.support import DIGITS, command, flip, one_line
-from tests.support.releases import NAME, rewrite
+from tests.support.releases import NAME, rewrite, snapshot
 
 MINE = LabelledImages(name="mine", images=3, digests={"a": "b" * 64})
+HISTORY = "mnist_cnn.history.csv"
 
 
 @pytest.fixture
@@ -26,20 +29,22 @@ def spoilt(release, tmp_path) -> Path:
     return Path(shutil.copytree(release, tmp_path / "artifacts"))
 
 
-def forget_alone(folder: Path, name: str) -> None:
-    """Remove a record, and leave its file."""
-    content = (folder / name).read_bytes()
-    forget(folder, name)
-    (folder / name).write_bytes(content)
-
-
-def forget(folder: Path, *names: str) -> None:
-    """Remove records, and files if they are there, as if they had never been made."""
+def forget(folder: Path, name: str) -> None:
+    """Remove a record."""
     records = json.loads((folder / manifest.FILE).read_text())
-    for name in names:
-        records.pop(name)
-        (folder / name).unlink(missing_ok=True)
+    del records[name]
     (folder / manifest.FILE).write_bytes(manifest._serialised(records))
+
+
+def overstate(folder: Path) -> None:
+    """Make the verification, and its record, claim more than the files can do."""
+    facts = manifest.read(folder / "verification.json").facts
+    rows = [msgspec.structs.replace(row, correct=9999, accuracy=0.9999) for row in facts.rows]
+    rewrite(folder / "verification.json", rows=rows)
+
+
+def another_kind(folder: Path) -> None:
+    manifest.write(folder / "verification.json", None, facts=manifest.read(folder / "latency.json").facts)
 
 
 def test_the_same_artifacts_give_the_same_archive(release, shipped, tmp_path):
@@ -51,7 +56,7 @@ def test_the_same_artifacts_give_the_same_archive(release, shipped, tmp_path):
     assert manifest.read(again).parents["mnist_cnn.onnx"] == manifest.read(release / "mnist_cnn.onnx").sha256
 
 
-def test_it_has_what_a_receiver_needs_and_the_sums_are_sha256sums(shipped, release):
+def test_it_has_what_a_receiver_needs_and_the_sums_are_sha256sums(shipped, release, digits):
     folder = shipped / NAME
     names = set(files.names(folder))
     assert names >= {"mnist_cnn.onnx", "mnist_cnn.fp16.onnx", "verification.json", "latency.json", "test-set.npz"}
@@ -61,48 +66,50 @@ def test_it_has_what_a_receiver_needs_and_the_sums_are_sha256sums(shipped, relea
         assert manifest.read(folder / name).facts.model.version == "1.0.0"
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("OK") == len(names) - 1
-
-
-def test_the_test_set_in_it_is_known_as_mnists(shipped, digits):
-    packed = imagesets.load(str(shipped / NAME / "test-set.npz"), "test", (1, 28, 28), DIGITS)
+    packed = imagesets.load(str(folder / "test-set.npz"), "test", (1, 28, 28), DIGITS)
     assert packed.name == "MNIST test set" and packed.digests == digits.digests
 
 
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (lambda at: (at / "verification.json").unlink(), "verification.json: missing"),
-        (lambda at: (at / "latency.json").unlink(), "latency.json: missing"),
-        (lambda at: rewrite(at / "verification.json", passed=False, failures=["too low"]), "failed: too low"),
-        (lambda at: rewrite(at / "verification.json", gate=0.9), "gate of 90.00%: expected the model's 99.40%"),
-        (lambda at: rewrite(at / "verification.json", parents={"mnist_cnn.onnx": "0" * 64}), "received " + "0" * 64),
-        (
-            lambda at: rewrite(at / "verification.json", data=MINE),
-            "made with mine, 3 images: expected MNIST test set, 10000 images",
-        ),
-        (lambda at: forget(at, "mnist_cnn.safetensors"), "expected the record of what it was made from"),
-        (lambda at: claim(at), "right when shipped: expected [9999]"),
-    ],
-)  # fmt: skip
+UNPROVEN = {
+    "no verification": (lambda at: (at / "verification.json").unlink(), "verification.json: missing"),
+    "no latency": (lambda at: (at / "latency.json").unlink(), "latency.json: missing"),
+    "another report": (another_kind, "verification.json: missing"),
+    "failed": (lambda at: rewrite(at / "verification.json", passed=False, failures=["too low"]), "failed: too low"),
+    "gate": (lambda at: rewrite(at / "verification.json", gate=0.9), "gate of 90.00%: expected the model's 99.40%"),
+    "other parents": (
+        lambda at: rewrite(at / "verification.json", parents={"mnist_cnn.onnx": "0" * 64}), "received " + "0" * 64
+    ),
+    "other bytes": (
+        lambda at: rewrite(at / "mnist_cnn.fp16.onnx", b"x"), "other bytes of mnist_cnn.fp16.onnx: expected sha256 "
+    ),
+    "other images": (
+        lambda at: rewrite(at / "verification.json", data=MINE),
+        "made with mine, 3 images: expected MNIST test set, 10000 images",
+    ),
+    "no checkpoint": (lambda at: forget(at, "mnist_cnn.safetensors"), "expected the record of what it was made from"),
+    "a proven file less": (lambda at: (at / "mnist_cnn.fp16.onnx").unlink(), "mnist_cnn.fp16.onnx: missing"),
+    "other history": (
+        lambda at: rewrite(at / HISTORY, parents={"mnist_cnn.safetensors": "0" * 64}),
+        f"{HISTORY}: made from another mnist_cnn.safetensors",
+    ),
+    "overstated": (overstate, "right when shipped: expected [9999]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "expected"), UNPROVEN.values(), ids=UNPROVEN)
 def test_what_is_not_proven_is_refused(spoilt, tmp_path, spoil, expected):
     spoil(spoilt)
     with pytest.raises(CheckFailed, match="--unverified") as refused:
-        ship.run(spoilt, out=tmp_path / "out", data=None)
+        ship.run(spoilt, out=tmp_path / "out")
     assert expected in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (lambda at: (at / "verification.json").unlink(), "verification.json: missing"),
-        (lambda at: rewrite(at / "verification.json", passed=False, failures=["too low"]), "failed: too low"),
-        (lambda at: claim(at), "right when shipped: expected [9999]"),
-    ],
-)
-def test_unverified_ships_it_and_says_so_everywhere(spoilt, tmp_path, spoil, expected):
+@pytest.mark.parametrize("case", ["no verification", "failed", "overstated"])
+def test_unverified_ships_it_and_says_so_everywhere(spoilt, tmp_path, case):
+    spoil, expected = UNPROVEN[case]
     spoil(spoilt)
-    made = ship.run(spoilt, out=tmp_path / "out", data=None, unverified=True)
+    made = ship.run(spoilt, out=tmp_path / "out", unverified=True)
     folder = tmp_path / "out" / f"{NAME}-unverified"
     assert made.path.name == f"{NAME}-unverified.tar.gz" and not made.facts.about.verified
     assert expected in json.loads((folder / "release.json").read_text())["against"][0]
@@ -114,48 +121,91 @@ def test_unverified_ships_it_and_says_so_everywhere(spoilt, tmp_path, spoil, exp
     assert "UNVERIFIED" in command("verify-release", folder, "--allow-unverified").stdout
 
 
-def claim(at: Path) -> None:
-    """A verification that says more than the file can do; its record, too."""
-    facts = manifest.read(at / "verification.json").facts
-    rows = [msgspec.structs.replace(row, correct=9999, accuracy=0.9999) for row in facts.rows]
-    rewrite(at / "verification.json", rows=rows)
-
-
 @pytest.mark.parametrize("name", ["mnist_cnn.onnx", "verification.json", "chain.json", "latency.json"])
 def test_what_is_altered_never_ships(spoilt, tmp_path, name):
     flip(spoilt / name, 200)
     for more in ([], ["--unverified"]):
-        line = ["ship", spoilt, "--out", tmp_path / "out", *more]
-        assert "altered" in one_line(command(*line), 1)
+        assert "altered" in one_line(command("ship", spoilt, "--out", tmp_path / "out", *more), 1)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_another_training_does_not_ship_with_this_ones_proof(chain, spoilt, tmp_path):
-    for name in ("mnist_cnn.onnx", "mnist_cnn.fp16.onnx"):
-        made = manifest.read(chain / name)
-        facts = {"parents": made.parents, "facts": made.facts, "options": made.options, "versions": made.versions}
-        manifest.write(spoilt / name, made.path.read_bytes(), **facts)
-    with pytest.raises(CheckFailed, match=r"other bytes of mnist_cnn\.onnx: expected sha256 .* received"):
-        ship.run(spoilt, out=tmp_path / "out", data=None)
+CURVES = "epoch,lr,train_accuracy,test_accuracy,train_loss,test_loss\n"
 
 
-def test_something_else_in_its_place_is_left_alone(release, tmp_path):
-    mine = tmp_path / NAME / "thesis.txt"
-    mine.parent.mkdir()
-    mine.write_text("mine")
-    with pytest.raises(UsageError, match="is no release"):
-        ship.run(release, out=tmp_path, data=None)
-    assert mine.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+@pytest.mark.parametrize(
+    "text",
+    ["", "epoch,lr\n1,0.1\n", "x" * 9, "\ufeff", CURVES, f"{CURVES}1,0.1,0.9,nan,0.1,0.1\n", f"{CURVES}1,a,b\n",
+     CURVES + "9" * 30_000 + "x,"],
+)  # fmt: skip
+def test_curves_that_are_none_are_one_line(spoilt, tmp_path, text):
+    rewrite(spoilt / HISTORY, text.encode())
+    with pytest.raises(CheckFailed, match=r"history\.csv: expected epoch, lr, .* of every epoch") as refused:
+        ship.run(spoilt, out=tmp_path / "out")
+    assert len(str(refused.value)) < 1000 and not list(tmp_path.glob("out/*"))
 
 
-def test_wrong_use_is_one_line(tmp_path, release):
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda at: (at / NAME / "SHA256SUMS").unlink(), "is not a release"),
+        (lambda at: (at / NAME / "notes.txt").write_text("mine"), "has notes.txt, which a new release would remove"),
+        (lambda at: (at / NAME / ".git").mkdir(), r"has \.git, which a new release would remove"),
+        (lambda at: (at / NAME / "model.sig").write_text("{}"), "is signed, and the new release is not"),
+        (lambda at: forget(at, f"{NAME}.tar.gz"), "was not made by `pipeline ship`"),
+    ],
+)
+def test_what_shipping_again_would_lose_is_left_alone(release, shipped, tmp_path, spoil, expected):
+    out = Path(shutil.copytree(shipped, tmp_path / "out"))
+    spoil(out)
+    before = snapshot(out)
+    with pytest.raises(UsageError, match=expected):
+        ship.run(release, out=out)
+    assert snapshot(out) == before
+
+
+def test_an_exchange_that_fails_leaves_the_earlier_release(tmp_path, monkeypatch):
+    folder, move = tmp_path / NAME, os.replace
+    with files.staged(folder, {"a": b"earlier"}):
+        pass
+    before = (folder / "SHA256SUMS").read_bytes()
+
+    def failing(source, target):
+        if Path(source).name == NAME and Path(target) == folder:
+            raise OSError(5, "Input/output error")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"), files.staged(folder, {"a": b"later"}):
+        pass
+    assert (folder / "SHA256SUMS").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_an_exchange_that_was_killed_leaves_the_earlier_release(tmp_path):
+    """Between two moves the earlier one lies aside: it comes back, and keeps its rights."""
+    folder = tmp_path / NAME
+    with files.staged(folder, {"a": b"earlier"}) as part:
+        (part / files.SIGNATURE).write_text("{}")
+    (tmp_path / f".{NAME}.part").mkdir()
+    folder.rename(tmp_path / f".{NAME}.part" / "earlier")
+    with pytest.raises(UsageError, match="is signed"):
+        files.expect_free(folder, tmp_path / "a.tar.gz", signed=False)
+    assert (folder / "a").read_bytes() == b"earlier"
+
+
+def test_wrong_use_is_one_line(spoilt, tmp_path):
+    def refused(folder: object, *options: object) -> str:
+        return one_line(command("ship", folder, "--out", tmp_path, *options), 2)
+
     (tmp_path / "key.pem").write_text("no key")
-    assert "--sign-key" in one_line(command("ship", release, "--out", tmp_path, "--sign-key", tmp_path / "key.pem"), 2)
-    assert "expected an ONNX file to ship" in one_line(command("ship", "tests", "--out", tmp_path), 2)
-    assert "no such folder" in one_line(command("ship", "nowhere", "--out", tmp_path), 2)
+    assert "--sign-key" in refused(spoilt, "--sign-key", tmp_path / "key.pem")
+    assert "expected an ONNX file to ship" in refused("tests")
+    assert "no such folder" in refused("nowhere")
+    card = manifest.read(spoilt / "mnist_cnn.fp16.onnx").facts.model
+    rewrite(spoilt / "mnist_cnn.fp16.onnx", model=msgspec.structs.replace(card, name="other"))
+    assert "all of one model" in refused(spoilt)
 
 
-def test_the_provenance_is_an_in_toto_statement_that_reaches_the_pixels(shipped, digits):
+def test_the_provenance_is_an_in_toto_statement_that_reaches_the_pixels(shipped):
     from google.protobuf import json_format
     from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
     from in_toto_attestation.v1.statement import Statement
@@ -185,6 +235,15 @@ def test_the_card_is_one_that_a_model_hub_reads(shipped):
     assert (shipped / NAME / "MODEL_CARD.md").read_text() == (shipped / NAME / "README.md").read_text()
 
 
+def test_a_latency_of_other_sizes_or_a_quick_one_says_so(spoilt):
+    artifacts = contents.gather(spoilt)
+    assert "Latency of one image on" in pages.card(artifacts).decode()
+    rows = [row for row in artifacts.latency.facts.rows if row.batch == 64]
+    rewrite(spoilt / "latency.json", rows=rows, options={"quick": True})
+    card = pages.card(contents.gather(spoilt)).decode()
+    assert "Latency of 64 images at once on" in card and "median (a quick look): " in card
+
+
 def test_the_layer_table_on_record_is_the_networks(release):
     recorded = manifest.recall(release / "mnist_cnn.safetensors").facts.layers
     model = models.get("mnist_cnn")
@@ -203,27 +262,3 @@ def test_tools_find_what_the_files_are(shipped):
         assert properties["accuracy"].startswith("0.9950") and "raw uint8" in model.graph.input[0].doc_string
         assert properties["parent_sha256"] == manifest.recall(shipped / NAME / parent).sha256
         assert model.doc_string and "logits" in model.graph.output[0].doc_string
-
-
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (lambda at: (at / NAME / "notes.txt").write_text("mine"), "notes.txt, which no release put there"),
-        (lambda at: (at / NAME / ".git").mkdir(), ".git, which no release put there"),
-        (lambda at: (at / NAME / "model.sig").write_text("{}"), "is signed, this one would not be"),
-        (lambda at: forget_alone(at, f"{NAME}.tar.gz"), "was not made by `pipeline ship`"),
-    ],
-)
-def test_what_shipping_again_would_lose_is_left_alone(release, shipped, tmp_path, spoil, expected):
-    out = Path(shutil.copytree(shipped, tmp_path / "out"))
-    spoil(out)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(UsageError, match=expected):
-        ship.run(release, out=out, data=None)
-    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-
-def test_a_release_without_one_of_the_proven_files_is_refused(spoilt, tmp_path):
-    forget(spoilt, "mnist_cnn.fp16.onnx")
-    with pytest.raises(CheckFailed, match=r"mnist_cnn\.fp16\.onnx: missing"):
-        ship.run(spoilt, out=tmp_path / "out", data=None)

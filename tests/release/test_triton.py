@@ -8,8 +8,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from pipeline.release import files, ship, triton
+from pipeline.release import ship, triton
 from tests.support import command, flip, one_line
+from tests.support.releases import resum
 
 NAME = "mnist_cnn-1.0.0-triton"
 TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP32"}
@@ -18,7 +19,7 @@ TYPES = {onnx.TensorProto.UINT8: "TYPE_UINT8", onnx.TensorProto.FLOAT: "TYPE_FP3
 @pytest.fixture(scope="module")
 def repository(release, tmp_path_factory):
     out = tmp_path_factory.mktemp("triton")
-    ship.run(release, out=out, data=None, format="triton")
+    ship.run(release, out=out, format="triton")
     return out / NAME
 
 
@@ -54,10 +55,8 @@ def test_a_model_that_was_not_verified_is_noticed(repository, tmp_path):
     """Also by one who fits the digests to it."""
     copy = Path(shutil.copytree(repository, tmp_path / NAME))
     flip(copy / "mnist_cnn/1/model.onnx", 20_000)
-    listed = {name: (copy / name).read_bytes() for name in files.names(copy) if name != files.SUMS}
-    (copy / files.SUMS).write_bytes(files.sums(listed))
+    resum(copy)
     assert "mnist_cnn/1/model.onnx: was not verified" in one_line(command("verify-release", copy), 1)
     (copy / "verification.json").unlink()
-    del listed["verification.json"]
-    (copy / files.SUMS).write_bytes(files.sums(listed))
+    resum(copy)
     assert "expected the proof" in one_line(command("verify-release", copy), 1)

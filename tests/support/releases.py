@@ -6,21 +6,32 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.records import manifest
+from pipeline.records import kinds, manifest
 from pipeline.release import files
 
 NAME = "mnist_cnn-1.0.0"
 
 
-def rewrite(path: Path, **changes) -> None:
-    """Alter a report and its record alike, as somebody would who knows how."""
-    made = manifest.read(path)
-    facts = msgspec.structs.replace(made.facts, **{name: each for name, each in changes.items() if name != "parents"})
-    parents = changes.get("parents", made.parents)
-    manifest.write(path, None, facts=facts, parents=parents, options=made.options, versions=made.versions)
+def rewrite(path: Path, content: bytes | None = None, *, parents=None, options=None, **facts: object) -> None:
+    """Alter an artifact, the facts of one or its record, with digests that fit."""
+    artifact = manifest.read(path)
+    if content is None and artifact.kind not in kinds.REPORTS:
+        content = manifest.content(artifact)
+    manifest.write(
+        path,
+        content,
+        facts=msgspec.structs.replace(artifact.facts, **facts),
+        parents=parents or artifact.parents,
+        options=artifact.options | (options or {}),
+        versions=artifact.versions,
+    )
 
 
-def resummed(folder: Path) -> None:
-    """Digests that fit whatever the files have become."""
-    names = [name for name in files.names(folder) if name not in (files.SUMS, files.SIGNATURE)]
-    (folder / files.SUMS).write_bytes(files.sums({name: (folder / name).read_bytes() for name in names}))
+def resum(folder: Path) -> None:
+    """Fit SHA256SUMS to whatever the files have become."""
+    (folder / files.SUMS).write_bytes(files.sums(files.digests(folder)))
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    """Every file's content."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
