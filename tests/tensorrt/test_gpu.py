@@ -49,7 +49,7 @@ def test_engines_answer_as_their_files_do(built, chain, digits, mode):
 
 def test_an_engine_is_asked_what_it_computes_in(built):
     facts = manifest.read(built / "mnist_cnn.engine").facts
-    assert facts.inspected and facts.gpu == cuda.gpu().facts()
+    assert facts.inspected and facts.gpu == cuda.gpu()
 
 
 def test_host_latency_is_more_than_the_gpus(built):
