@@ -16,7 +16,7 @@ def board(tmp_path, monkeypatch):
     monkeypatch.setattr(jetson, "ROOT", tmp_path)
     said = {"nvpmodel": NVPMODEL.format("MAXN_SUPER"), "dpkg-query": "6.2.1+b38"}
     monkeypatch.setattr(jetson, "_command", lambda *line: said.get(line[0]))
-    monkeypatch.setattr(jetson, "_watts", lambda: 7.25)
+    monkeypatch.setattr(jetson, "watts", lambda: 7.25)
 
     def write(path: str, text: object) -> None:
         there = tmp_path / path
@@ -26,8 +26,8 @@ def board(tmp_path, monkeypatch):
     write("etc/nv_tegra_release", "# R36 (release), REVISION: 4.4, GCID: 41062509, BOARD: generic, EABI: aarch64")
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
-    for name in ("cur_freq", "min_freq", "max_freq"):
-        write(f"sys/class/devfreq/17000000.gpu/{name}", 1_020_000_000)
+    for name in ("cur", "min", "max"):
+        write(f"sys/class/devfreq/17000000.gpu/{name}_freq", 1_020_000_000)
     for number, (kind, value) in enumerate({"cpu-thermal": 48_500, "gpu-thermal": 47_000}.items()):
         write(f"sys/class/thermal/thermal_zone{number}/type", kind)
         write(f"sys/class/thermal/thermal_zone{number}/temp", value)
