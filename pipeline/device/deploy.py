@@ -34,7 +34,7 @@ def run(
     allow_unverified: AllowUnverified = False,
     runtime: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "none"],
-        "What builds engines. auto: the one that is installed, and none, with a word, where there is no GPU.",
+        "What builds engines. auto: whichever is installed; none, with a remark, where there is no GPU.",
     ] = "auto",
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
     batch: Annotated[tuple[int, ...], "Batch size to time; may be given several times."] = (1, 8, 64),
@@ -43,11 +43,9 @@ def run(
 ) -> Artifact:
     """Take a release, its archive, or one ONNX file, into use on this device: check, build, verify, bench, report.
 
-    Signature (with --public-key) and every byte are checked before anything is loaded. Then TensorRT builds an engine
-    of each file for the GPU that is here, the test set goes through files and engines, and each is timed. No torch, no
-    network where the release has its test set.
-
-    The report's `failures` say which forms do not pass.
+    The signature (with --public-key) and every byte are checked before anything is loaded. Then TensorRT builds an
+    engine of each file for this machine's GPU, files and engines are verified on the test set, and each is timed. Needs
+    no torch, and no network if the release has its test set. The report's `failures` say which forms do not pass.
     """
     extras.require("deploy", ["onnxruntime"])
     bench.expect_sizes(batch, threads)

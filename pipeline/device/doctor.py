@@ -23,10 +23,7 @@ PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", *l
 
 
 def run() -> Artifact:
-    """Tell what this machine can do, what is missing for which stage, and the line that installs it.
-
-    It only looks, and writes nothing.
-    """
+    """Tell what this machine can do, what is missing for which stage, and how to install it. Nothing is written."""
     here = about()
     able = [
         _able(f"pipeline {command.name}", command.load())
@@ -88,7 +85,7 @@ def show(made: Artifact) -> None:
 
 
 def summary(facts: Here) -> dict[str, str]:
-    """Describe a machine in words, by part; "no" or "none" for what it hasn't."""
+    """Describe a machine in words, by part; "no" or "none" for what it lacks."""
     about, board, gpu, ort = facts.machine, facts.jetson, facts.gpu, facts.onnxruntime
     return {
         "processor": f"{about.processor}, {about.cores} cores, {about.architecture}, {about.system}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from pathlib import Path
 
 from pipeline.records.devices import Machine
@@ -42,8 +43,6 @@ def keep_freed_memory() -> None:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    for line in info.read_text(errors="replace").splitlines() if info.is_file() else ():
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Model") and value.strip():
-            return value.strip()
-    return platform.processor() or "unknown"
+    text = info.read_text(errors="replace") if info.is_file() else ""
+    name = re.search(r"^(?:model name|Model)[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or "unknown"

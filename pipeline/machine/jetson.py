@@ -6,6 +6,7 @@ installed.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -25,11 +26,12 @@ def state() -> Board | None:
         return None
     clocks = _clocks()
     cooling = _zones("cooling_device*", "cur_state", 1)
+    mode = re.search(r"Power Mode: *(.*\S)", _command("nvpmodel", "-q") or "")
     return Board(
         model=model,
         release=release.partition(", GCID")[0].lstrip("# ") if release else None,
         jetpack=_command("dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"),
-        power_mode=_power_mode(),
+        power_mode=mode[1] if mode else None,
         gpu_mhz=clocks,
         pinned=clocks["min"] == clocks["max"] if clocks else None,
         temperatures=_zones("thermal_zone*", "temp", 1000),
@@ -93,24 +95,12 @@ def _command(*line: str) -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def _power_mode() -> str | None:
-    """Return MAXN of `NV Power Mode: MAXN`, the first line of `nvpmodel -q`."""
-    for line in (_command("nvpmodel", "-q") or "").splitlines():
-        name, colon, mode = line.partition(":")
-        if colon and "Power Mode" in name:
-            return mode.strip()
-    return None
-
-
 def _clocks() -> dict[str, float] | None:
     """Return the GPU's clocks in MHz. Its devfreq entry is called such as 17000000.gpu or gpu-gpc-0."""
     for folder in sorted((ROOT / "sys/class/devfreq").glob("*gpu*")):
-        hertz = {
-            name: _number(folder / f"{file}_freq") for name, file in (("now", "cur"), ("min", "min"), ("max", "max"))
-        }
-        clocks = {name: value / 1e6 for name, value in hertz.items() if value is not None}
-        if len(clocks) == 3:
-            return clocks
+        now, least, most = (_number(folder / f"{name}_freq") for name in ("cur", "min", "max"))
+        if now is not None and least is not None and most is not None:
+            return {"now": now / 1e6, "min": least / 1e6, "max": most / 1e6}
     return None
 
 

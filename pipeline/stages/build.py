@@ -34,7 +34,7 @@ def run(
     ] = "auto",
     target: Annotated[
         str | None,
-        f"tensorrt-rtx: compute capabilities to build for, {TARGETS} by default. tensorrt: the GPU there is.",
+        f"tensorrt-rtx: compute capabilities to build for, {TARGETS} by default. tensorrt: this machine's GPU.",
     ] = None,
     opt_batch: Annotated[int, "Batch size the engine is tuned for."] = 1,
     max_batch: Annotated[int, "Largest batch size the engine takes."] = 64,
@@ -52,8 +52,7 @@ def run(
 
     Strongly typed: TensorRT takes the precision that the file has, and doesn't choose one. Before the build every layer
     of the parsed network must be in it; one that isn't fails the build, by name. An engine belongs to the GPU and
-    the version it was made for: build it on the device that is to run it. Without a GPU, tensorrt-rtx builds for
-    others.
+    the version it was made for: build it on the device that is to run it. tensorrt-rtx needs no GPU to build for one.
 
     Raises CheckFailed where TensorRT doesn't take the file or a layer is in another type, UsageError where TensorRT or
     the GPU that it builds on is missing.
@@ -84,14 +83,7 @@ def run(
     return manifest.write(
         output(out, ALSO.get(half.kind, FILE), half),
         engine,
-        facts=Engine(
-            **card(half),
-            element=element,
-            gpu=gpu,
-            build_seconds=seconds,
-            layers=layers,
-            inspected=inspected,
-        ),
+        facts=Engine(**card(half), element=element, gpu=gpu, build_seconds=seconds, layers=layers, inspected=inspected),
         parents=[half],
         options=chosen,
         versions=manifest.versions(chosen["runtime"], *cuda.PACKAGES),

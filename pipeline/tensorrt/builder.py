@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,12 +49,14 @@ def build(source: str, content: bytes, element: str, bindings: Any, plan: Plan) 
     network, layers = _parsed(content, source, builder, bindings, log)
     precision.assert_parsed(source, layers, element)
     config = _config(builder, network, bindings, plan)
-    with _timings(config, plan.timing_cache), console.progress(None, "step", "engine") as bar:
+    with console.progress(None, "step", "engine") as bar:
         monitor = _monitor(bindings, bar)  # must outlive the build
         config.progress_monitor = monitor
         engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise CheckFailed(f"{source}: TensorRT built no engine: {log.reason()}")
+    if plan.timing_cache:
+        disk.save(plan.timing_cache, bytes(config.get_timing_cache().serialize()))
     return bytes(engine), layers
 
 
@@ -104,6 +105,11 @@ def _config(builder: trt.Builder, network: trt.INetworkDefinition, bindings: Any
             raise UsageError(f"--dla {plan.dla}: expected one of this device's {builder.num_DLA_cores} DLA cores")
         config.default_device_type, config.DLA_core = bindings.DeviceType.DLA, plan.dla
         config.set_flag(bindings.BuilderFlag.GPU_FALLBACK)
+    if plan.timing_cache:
+        timings = plan.timing_cache.read_bytes() if plan.timing_cache.is_file() else b""
+        cache = config.create_timing_cache(timings)
+        if cache is None or not config.set_timing_cache(cache, False):  # an unusable cache counts as empty
+            config.set_timing_cache(config.create_timing_cache(b""), False)
     return config
 
 
@@ -116,19 +122,6 @@ def _target(config: Any, bindings: Any, targets: Sequence[str]) -> None:
     config.num_compute_capabilities = len(targets)
     for index, name in enumerate(targets):
         config.set_compute_capability(capabilities[name], index)
-
-
-@contextlib.contextmanager
-def _timings(config: trt.IBuilderConfig, path: Path | None) -> Iterator[None]:
-    """Read the kernels' timings of earlier builds, and write them afterwards; an unusable cache counts as empty."""
-    if path is None:
-        yield
-        return
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None or not config.set_timing_cache(cache, False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-    yield
-    disk.save(path, bytes(config.get_timing_cache().serialize()))
 
 
 def _monitor(bindings: Any, bar: Any) -> Any:

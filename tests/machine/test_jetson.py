@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.machine import jetson
+from pipeline.measure import timing
 from pipeline.records import kinds
 
 NVPMODEL = "NV Power Mode: {}\n0\n"
@@ -69,6 +71,12 @@ def test_a_clock_that_changes_though_pinned_is_told(board):
     board("sys/class/devfreq/17000000.gpu/cur_freq", 714_000_000)
     (told,) = jetson.warnings([before, jetson.state()])
     assert "714 MHz, 1020 MHz" in told
+
+
+def test_a_measurement_has_the_boards_states_and_power(board):
+    subject = timing.Subject({}, 1, lambda: time.sleep(1e-4))
+    states = timing.measure([subject], 1)
+    assert states == [jetson.state()] * (timing.ROUNDS + 1) and subject.watts == [7.25] * timing.ROUNDS
 
 
 def test_what_cannot_be_read_is_none(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 from unittest import mock
 
 import numpy as np
@@ -141,14 +140,11 @@ def test_a_folder_is_verified_without_what_cannot_run_here(chain, capsys, monkey
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx has wheels for x86-64 only")
 def test_who_names_an_engine_that_cannot_run_here_is_told(chain, tmp_path):
-    path = chain / "mnist_cnn.engine"
-    if runtimes.unable(manifest.read(path)) is None:
+    made = manifest.read(chain / "mnist_cnn.engine")
+    if runtimes.unable(made) is None:
         pytest.skip("this machine runs it")
-    assert "built for sm86, sm89, sm120" in one_line(command("verify", path), 2)
-    made = manifest.read(path)
-    for each in (path, path.with_name(manifest.FILE)):
-        shutil.copy(each, tmp_path)
+    assert "built for sm86, sm89, sm120" in one_line(command("verify", made.path), 2)
     options = made.options | {"version": "1.0.0.1"}
-    manifest.write(tmp_path / path.name, path.read_bytes(), options=options, facts=made.facts)
-    line = one_line(command("bench", tmp_path / path.name, "--quick"), 1)
+    manifest.write(tmp_path / made.name, manifest.content(made), options=options, facts=made.facts)
+    line = one_line(command("bench", tmp_path / made.name, "--quick"), 1)
     assert f"built by tensorrt-rtx 1.0.0.1, this machine has {made.options['version']}" in line
