@@ -116,8 +116,9 @@ def cell(value: float | None) -> str:
 
 def measured(headers: Sequence[str], rows: Sequence[Sequence[str]], *optional: str) -> list[list[str]]:
     """Return the headers and rows of a table without those of the `optional` columns that have no figure."""
-    kept = [i for i, name in enumerate(headers) if name not in optional or any(row[i] != "–" for row in rows)]
-    return [[line[i] for i in kept] for line in (headers, *rows)]
+    columns = zip(headers, *rows, strict=True)
+    kept = [column for column in columns if column[0] not in optional or set(column[1:]) != {"–"}]
+    return [list(line) for line in zip(*kept, strict=True)]
 
 
 def show(latency: Artifact) -> None:

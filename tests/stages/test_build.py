@@ -93,6 +93,15 @@ def test_what_tensorrt_cannot_take_is_a_line_with_node_and_operator(chain):
         rtx(b"no model at all")
 
 
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops")
+def test_a_timing_cache_is_written_over_one_of_any_bytes(chain, tmp_path):
+    """By the calls that `tensorrt` has, too; tensorrt-rtx's cache holds no timings."""
+    path = tmp_path / "gpu.timings"
+    path.write_bytes(b"no timings")
+    rtx((chain / "mnist_cnn.fp16.onnx").read_bytes(), timing_cache=path)
+    assert len(path.read_bytes()) > len(b"no timings")
+
+
 @pytest.mark.parametrize("name", ["sm86", "sm89", "sm120"])
 def test_it_builds_for_one_target(chain, name):
     engine, _ = rtx((chain / "mnist_cnn.fp16.onnx").read_bytes(), targets=(name,), workspace=64, opt_batch=8)
