@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from pipeline import commands, console, runtimes
-from pipeline.errors import UsageError
 from pipeline.machine import extras, jetson
 from pipeline.machine import host as machine
 from pipeline.records import manifest
@@ -47,16 +46,11 @@ def about() -> dict[str, Any]:
         "jetson": jetson.state(),
         "gpu": None if no_gpu else cuda.gpu(),
         "no_gpu": no_gpu,
-        "tensorrt": {name: _tensorrt(name) for name in library.MODULES},
+        "tensorrt": {
+            name: extras.problem(library.load, name) or str(library.version(name)) for name in library.MODULES
+        },
         "onnxruntime": OnnxRuntime(version=ort.__version__, providers=ort.get_available_providers()) if ort else None,
     }
-
-
-def _tensorrt(name: str) -> str:
-    try:
-        return str(library.load(name).__version__)
-    except UsageError as error:
-        return str(error)
 
 
 def _able(what: str, module: ModuleType) -> Ability:
