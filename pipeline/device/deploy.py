@@ -11,15 +11,15 @@ import msgspec
 from pipeline import chain, console
 from pipeline.device import doctor
 from pipeline.errors import UsageError
-from pipeline.machine import extras as installs
+from pipeline.machine import extras
 from pipeline.records import code, disk, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.records.releases import Deployed, DeviceReport, ReleaseCheck
-from pipeline.records.reports import Timed
+from pipeline.records.reports import Proven, Timed
 from pipeline.release import archives, files, verify_release
 from pipeline.release.verify_release import AllowUnverified, PublicKey
 from pipeline.stages import bench, build, verify
-from pipeline.tensorrt import bindings as tensorrt_library
+from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda
 
 KIND, FILE = "device-report", "device-report.json"
@@ -34,7 +34,7 @@ def run(
     allow_unverified: AllowUnverified = False,
     runtime: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "none"],
-        "What builds engines. auto: the one that is installed, and none, with a word, where there is no GPU.",
+        "What builds engines. auto: whichever is installed; none, with a remark, where there is no GPU.",
     ] = "auto",
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
     batch: Annotated[tuple[int, ...], "Batch size to time; may be given several times."] = (1, 8, 64),
@@ -43,24 +43,49 @@ def run(
 ) -> Artifact:
     """Take a release, its archive, or one ONNX file, into use on this device: check, build, verify, bench, report.
 
-    Signature (with --public-key) and every byte are checked before anything is loaded. Then TensorRT builds an engine
-    of each file for the GPU that is here, the test set goes through files and engines, and each is timed. No torch, no
-    network where the release has its test set.
-
-    The report's `failures` say which forms do not pass.
+    The signature (with --public-key) and every byte are checked before anything is loaded. Then TensorRT builds an
+    engine of each file for this machine's GPU, files and engines are verified on the test set, and each is timed. Needs
+    no torch, and no network if the release has its test set. The report's `failures` say which forms do not pass.
     """
-    installs.require("deploy", ["onnxruntime"])
+    extras.require("deploy", ["onnxruntime"])
     bench.expect_sizes(batch, threads)
     with contextlib.ExitStack() as unpacked:
         folder = unpacked.enter_context(archives.opened(release)) if archives.is_archive(release) else release
         about = _inspected(release, folder, public_key, allow_unverified)
-        asked = {"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick}
-        return _deployed(shipped(folder), out, data or _test_set(folder), about, **asked)
+        forms = shipped(folder)
+        disk.check_writable(out)
+        if not data and (folder / files.TEST_SET).is_file():
+            data = str(folder / files.TEST_SET)
+        engines, no_engine = _engines(forms, out, runtime, max(64, *batch))
+        verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
+        latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
+        proven, timed = verification.facts, latency.facts
+        return manifest.write(
+            out / FILE,
+            None,
+            facts=DeviceReport(
+                **doctor.about(),
+                release=about,
+                model=proven.model,
+                passed=proven.passed,
+                failures=proven.failures,
+                no_engine=no_engine,
+                build_seconds={engine.name: engine.facts.build_seconds for engine in engines},
+                data=proven.data,
+                gate=proven.gate,
+                warnings=timed.warnings,
+                rows=[_deployed(row, timed.rows) for row in proven.rows],
+            ),
+            parents=[*forms, *engines, verification, latency],
+            options={"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick},
+            versions=manifest.versions(*doctor.PACKAGES),
+            code=code.digest(__name__),
+        )
 
 
 def _inspected(release: Path, folder: Path, public_key: Path | None, allow_unverified: bool) -> ReleaseCheck | None:
-    """What holds about a release; None for files that are none. CheckFailed if it is marked as unverified."""
-    marks = (files.SUMS, files.SIGNATURE, files.ABOUT)  # one is enough: who takes one away doesn't end the checks
+    """Check a release; None for files that are none. CheckFailed if it is marked as unverified."""
+    marks = (files.SUMS, files.SIGNATURE, files.ABOUT)  # any one: taking one away doesn't end the checks
     if not public_key and folder == release and not any((folder / mark).is_file() for mark in marks):
         return None
     about = verify_release.inspect(folder, public_key, allow_unverified=allow_unverified)
@@ -69,71 +94,27 @@ def _inspected(release: Path, folder: Path, public_key: Path | None, allow_unver
     return about
 
 
-def _test_set(folder: Path) -> str | None:
-    """A release's own test set; None if it has none: then the model's image set is used."""
-    path = folder / files.TEST_SET
-    return str(path) if path.is_file() else None
-
-
-def _deployed(
-    forms: list[Artifact],
-    out: Path,
-    data: str | None,
-    about: ReleaseCheck | None,
-    *,
-    runtime: str,
-    gate: float | None,
-    batch: tuple[int, ...],
-    threads: int,
-    quick: bool,
-) -> Artifact:
-    """Build, verify, bench; the report of it."""
-    disk.check_writable(out)
-    engines, why_none = _engines(forms, out, runtime, max(64, *batch))
-    verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
-    latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
-    return manifest.write(
-        out / FILE,
-        None,
-        facts=DeviceReport(
-            **doctor.about(),
-            release=about,
-            model=verification.facts.model,
-            passed=verification.facts.passed,
-            failures=verification.facts.failures,
-            no_engine=why_none,
-            build_seconds={engine.name: engine.facts.build_seconds for engine in engines},
-            data=verification.facts.data,
-            gate=verification.facts.gate,
-            warnings=latency.facts.warnings,
-            rows=_rows(verification, latency),
-        ),
-        parents=[*forms, *engines, verification, latency],
-        options={"runtime": runtime, "gate": gate, "batch": batch, "threads": threads, "quick": quick},
-        versions=manifest.versions(*doctor.PACKAGES),
-        code=code.digest(__name__),
-    )
-
-
 def shipped(release: Path) -> list[Artifact]:
-    """The ONNX files of a folder, or the one that is named, unaltered. UsageError if there is none."""
-    there = chain.forms(release) if release.is_dir() else [manifest.read(release)]
-    found = [form for form in there if form.kind in build.ELEMENTS]
-    if not found:
-        received = ", ".join(sorted({form.kind for form in there})) or "nothing on record"
-        raise UsageError(f"{release}: expected an ONNX file that this pipeline made, or a folder with one: {received}")
-    return found
+    """Return the ONNX files of a folder, or the one that is named, unaltered. UsageError if there is none."""
+    artifacts = chain.forms(release) if release.is_dir() else [manifest.read(release)]
+    forms = [artifact for artifact in artifacts if artifact.kind in build.ELEMENTS]
+    if not forms:
+        received = ", ".join(sorted({artifact.kind for artifact in artifacts})) or "nothing on record"
+        raise UsageError(
+            f"{release}: expected an ONNX file that this pipeline made, or a folder with one, received {received}"
+        )
+    return forms
 
 
-def _engines(forms: list[Artifact], out: Path, runtime: str, largest: int) -> tuple[list[Artifact], str | None]:
-    """An engine of each file, for the GPU that is here; or none, and why, where that may be."""
+def _engines(
+    forms: list[Artifact], out: Path, runtime: Literal["auto", "tensorrt", "tensorrt-rtx", "none"], largest: int
+) -> tuple[list[Artifact], str | None]:
+    """Build an engine of each file for the GPU of this machine; or return none, and why, where that is allowed."""
     if runtime == "none":
         return [], "--runtime none"
     try:
-        chosen = tensorrt_library.chosen(runtime)
-        target = cuda.gpu().target if chosen == "tensorrt-rtx" else None
-        flags = {"runtime": chosen, "target": target, "max_batch": largest}
-        return [build.run(form, out=out, **flags) for form in forms], None
+        target = cuda.gpu().target if library.chosen(runtime) == "tensorrt-rtx" else None
+        return [build.run(form, out=out, runtime=runtime, target=target, max_batch=largest) for form in forms], None
     except UsageError as error:
         if runtime != "auto":
             raise
@@ -141,57 +122,36 @@ def _engines(forms: list[Artifact], out: Path, runtime: str, largest: int) -> tu
         return [], str(error)
 
 
-def _rows(verification: Artifact, latency: Artifact) -> list[Deployed]:
-    """Each form as it was verified, with its latency at every batch size where it was timed."""
-    rows = []
-    for row in verification.facts.rows:
-        same = (row.form, row.runtime, row.arithmetic)
-        timed = [each for each in latency.facts.rows if (each.form, each.runtime, each.arithmetic) == same]
-        rows.append(Deployed(**msgspec.structs.asdict(row), latency=timed))
-    return rows
+def _deployed(row: Proven, timed: list[Timed]) -> Deployed:
+    """Add to a verified form its latency at every batch size."""
+    how = (row.form, row.runtime, row.arithmetic)
+    latency = [each for each in timed if (each.form, each.runtime, each.arithmetic) == how]
+    return Deployed(**msgspec.structs.asdict(row), latency=latency)
 
 
 def show(report: Artifact) -> None:
-    """One table: what each form answers and how fast; then what stands in the way of believing it."""
+    """Print what each form answers and how fast, and what stands in the way of believing it."""
     facts = report.facts
-    here = {name: value for name, value in doctor.summary(facts).items() if value not in ("no", "none")}
-    for name, value in here.items():
-        console.result(f"{name}: {value}")
-    headers = [
-        "form",
-        "runs as",
-        "accuracy",
-        "95 % interval",
-        "differ",
-        "batch",
-        "p50 µs",
-        "p99 µs",
-        "GPU µs",
-        "images/s",
-    ]
+    for name, value in doctor.summary(facts).items():
+        if value not in ("no", "none"):
+            console.result(f"{name}: {value}")
+    headers = ["form", "runs as", "accuracy", "95 % interval", "differ"]
+    headers += ["batch", "p50 µs", "p99 µs", "GPU µs", "images/s"]
     rows = []
     for row in facts.rows:
+        low, high = row.interval
         start = [row.form, f"{row.runtime}: {row.arithmetic}", f"{row.accuracy:.2%}"]
-        start += [f"{row.interval[0]:.2%} – {row.interval[1]:.2%}", str(row.differ)]
-        for timed in row.latency or [None]:
-            rows.append([*start, *_times(timed)])
+        start += [f"{low:.2%} – {high:.2%}", str(row.differ)]
+        if not row.latency:
+            rows.append([*start, *["–"] * 5])
+        for timed in row.latency:
+            host, gpu = timed.microseconds, timed.gpu_microseconds or {}  # without p99 after too few requests
+            times = [bench.cell(value) for value in (host.get("p50"), host.get("p99"), gpu.get("p50"))]
+            rows.append([*start, str(timed.batch), *times, f"{timed.images_per_second:,.0f}"])
             start = [""] * len(start)
-    if all(row[-2] == "–" for row in rows):
-        headers, rows = [*headers[:-2], headers[-1]], [[*row[:-2], row[-1]] for row in rows]
-    tested = facts.data
-    console.table(
-        headers,
-        rows,
-        title=f"{facts.model}: {tested.name}, {tested.images:,} images; gate {facts.gate:.2%}",
-    )
+    headers, *rows = bench.measured(headers, rows, "GPU µs")
+    title = f"{facts.model}: {facts.data.name}, {facts.data.images:,} images; gate {facts.gate:.2%}"
+    console.table(headers, rows, title=title)
     for warning in facts.warnings:
-        console.say(f"not in a state worth measuring: {warning}")
+        console.say(f"unreliable measurement: {warning}")
     console.result("passed" if facts.passed else "failed: " + "; ".join(facts.failures))
-
-
-def _times(timed: Timed | None) -> list[str]:
-    if timed is None:
-        return ["–"] * 5
-    host, gpu = timed.microseconds, timed.gpu_microseconds or {}  # a percentile of too few requests is left out
-    times = [f"{each:.1f}" if each is not None else "–" for each in (host.get("p50"), host.get("p99"), gpu.get("p50"))]
-    return [str(timed.batch), *times, f"{timed.images_per_second:,.0f}"]

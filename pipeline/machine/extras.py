@@ -1,41 +1,40 @@
-"""Which of the modules that something needs are missing, and the line that installs them. Imports none of them."""
+"""What is missing on this machine, and the command that installs it. Nothing is imported to find out."""
 
 from __future__ import annotations
 
 import importlib.util
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 
 # The extra of pyproject.toml that brings a module; `host` brings the others.
-EXTRAS = {
-    "optuna": "sweep",
-    "tensorrt_rtx": "tensorrt-rtx",
-    "PIL": "demo",
-    "model_signing": "sign",
-    "OpenSSL": "sign",
-}
+EXTRAS = {"optuna": "sweep", "tensorrt_rtx": "tensorrt-rtx", "PIL": "demo", "model_signing": "sign", "OpenSSL": "sign"}
 
 
 def missing(modules: Iterable[str]) -> list[str]:
-    """Those that aren't installed."""
+    """Return those modules that aren't installed."""
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def require(command: str, modules: Iterable[str]) -> None:
-    """UsageError, with the line that installs them, if something that a command needs is missing."""
+    """Raise UsageError, with the command that installs them, if modules that `command` needs are missing."""
     if absent := missing(modules):
         raise UsageError(f"{command} needs {absent[0]}, which isn't installed: {line(absent)}")
 
 
 def line(modules: Iterable[str]) -> str:
-    """The command that installs them, to be given in the folder that this project was cloned into."""
-    extras = {_extra(name) for name in modules}
+    """Return the command that installs modules, for the folder that this project was cloned into."""
+    board = {"onnxruntime": "jetson"} if platform.machine() == "aarch64" else {}  # a Jetson does without torch
+    extras = {(EXTRAS | board).get(name, "host") for name in modules}
     return f"pip install -e '.[{','.join(sorted(extras))}]' in the project's folder"
 
 
-def _extra(module: str) -> str:
-    if module == "onnxruntime" and platform.machine() == "aarch64":  # a Jetson does without torch
-        return "jetson"
-    return EXTRAS.get(module, "host")
+def problem(check: Callable[..., object], *arguments: Any) -> str | None:
+    """Call `check` and return the message of the error that it raises; None if it raises none."""
+    try:
+        check(*arguments)
+    except PipelineError as error:
+        return str(error)
+    return None

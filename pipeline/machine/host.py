@@ -1,17 +1,18 @@
-"""What this machine is, the figures without which a latency means nothing, and how it is to treat freed memory."""
+"""A description of this machine, to go with every measurement, and its handling of freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import re
 from pathlib import Path
 
 from pipeline.records.devices import Machine
 
 
 def describe() -> Machine:
-    """Processor, its usable cores, architecture, system, and how busy it was (load average over a minute)."""
+    """Return the processor, its usable cores, architecture, system, and load average over a minute."""
     return Machine(
         processor=_processor(),
         cores=cores(),
@@ -22,15 +23,15 @@ def describe() -> Machine:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of giving it back to the system.
+    """Make glibc keep freed memory instead of giving it back to the system; do nothing with another C library.
 
-    A training step frees and asks again for some megabytes; each page that comes back from the system is first zeroed
-    by it, up to a quarter of a step's time. Numbers from glibc's malloc.h; nothing happens with another C library.
+    A training step frees and allocates some megabytes, and the system zeroes each page that it hands out again: up to a
+    quarter of a step's time. The parameters' numbers are from glibc's malloc.h.
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.system() == "Linux" else None
@@ -42,9 +43,6 @@ def keep_freed_memory() -> None:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
-    return platform.processor() or "unknown"
+    text = info.read_text(errors="replace") if info.is_file() else ""
+    name = re.search(r"^(?:model name|Model)[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or "unknown"

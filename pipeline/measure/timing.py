@@ -1,4 +1,4 @@
-"""Time prepared requests: warmed up, in turns, one after the other, nothing clipped."""
+"""Time prepared requests: warmed up, in turns, one after the other, with no outlier removed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pipeline import console
 from pipeline.machine import jetson
 from pipeline.measure import statistics
 from pipeline.records.devices import Board
+from pipeline.records.reports import Timed
 
-ROUNDS = 16  # turns that every subject gets, so that all meet the same noise
+ROUNDS = 16  # turns of every subject, so that all meet the same noise
 WARM_UP = (0.5, 3.0)  # seconds a subject, at least and at most
 WINDOW = 0.1  # seconds whose medians are compared to tell whether a subject is warm
 ENOUGH = 24_576  # requests for a p90; MLPerf Inference rules, SingleStream
@@ -24,21 +25,49 @@ UNSTABLE = 0.025  # coefficient of variation of the rounds' medians over which a
 
 @dataclass
 class Subject:
-    """One form in one runtime at one batch size, ready to be asked."""
+    """One form in one runtime at one batch size, and its times in seconds a request."""
 
-    row: dict[str, Any]
+    about: dict[str, Any]  # the fields of `Timed` that say what is run
+    batch: int
     step: Callable[[], None]
     gpu_step: Callable[[], float] | None = None
-    rounds: list[np.ndarray] = field(default_factory=list)  # seconds a request
-    gpu: list[float] = field(default_factory=list)  # seconds a request on the GPU, without copies
+    rounds: list[np.ndarray] = field(default_factory=list)
+    gpu: list[float] = field(default_factory=list)  # on the GPU, without copies
     watts: list[float] = field(default_factory=list)
 
+    def timed(self) -> Timed:
+        """Return the latencies in microseconds and the throughput of all rounds."""
+        seconds = np.concatenate(self.rounds)
+        medians = np.array([np.median(times) for times in self.rounds])
+        # The board's power while requests followed each other without a pause, times the time an image took.
+        watts = float(np.mean(self.watts)) if self.watts else None
+        joules = watts * float(seconds.mean()) / self.batch if watts is not None else None
+        return Timed(
+            **self.about,
+            batch=self.batch,
+            requests=len(seconds),
+            microseconds=_microseconds(seconds),
+            images_per_second=self.batch * len(seconds) / float(seconds.sum()),
+            round_medians=[float(median * 1e6) for median in medians],
+            variation=float(medians.std() / medians.mean()),
+            gpu_microseconds=_microseconds(np.array(self.gpu)) if self.gpu else None,
+            watts=watts,
+            millijoules_per_image=joules * 1e3 if joules is not None else None,
+        )
 
-def measure(subjects: list[Subject], requests: int, board: list[Board | None]) -> None:
-    """Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 8 a round.
 
-    A board's state is looked at after every round, and its power after every turn: beside the requests, not in one.
+def _microseconds(seconds: np.ndarray) -> dict[str, float]:
+    return {name: value * 1e6 for name, value in statistics.percentiles(seconds).items()}
+
+
+def measure(subjects: list[Subject], requests: int) -> list[Board]:
+    """Time every subject, and return a Jetson's state before the first round and after each; empty elsewhere.
+
+    Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 8 a round. The board's
+    state is read between the rounds, and its power between the turns, never during a request.
     """
+    before = jetson.state()
+    states = [before]
     for subject in subjects:
         _warm_up(subject.step)
     gc.collect()
@@ -47,24 +76,25 @@ def measure(subjects: list[Subject], requests: int, board: list[Board | None]) -
         with console.progress(ROUNDS * len(subjects), "turn", "latency") as bar:
             for _ in range(ROUNDS):
                 for subject in subjects:
-                    turn = max(8, requests // ROUNDS // subject.row["batch"])
+                    turn = max(8, requests // ROUNDS // subject.batch)
                     subject.rounds.append(_turn(subject.step, turn))
                     if subject.gpu_step:
                         subject.gpu += [subject.gpu_step() for _ in range(turn)]
-                    if board[0] and (state := jetson.state()) and state.watts:
-                        subject.watts.append(state.watts)
+                    if before and (watts := jetson.watts()):
+                        subject.watts.append(watts)
                     bar.update()
-                board.append(jetson.state())
+                states.append(jetson.state())
     finally:
         gc.enable()
+    return [state for state in states if state]
 
 
 def _warm_up(step: Callable[[], None]) -> None:
-    """Until two windows' medians agree: clocks rise under load, and kernels are compiled on the way."""
+    """Run until two windows' medians agree: clocks rise under load, and kernels are compiled on the way."""
     least, most = WARM_UP
     begun, last = time.perf_counter(), 0.0
     while (passed := time.perf_counter() - begun) < most:
-        times = []
+        times: list[float] = []
         while sum(times) < WINDOW:
             times.append(float(_turn(step, 1)[0]))
         median = float(np.median(times))
@@ -74,29 +104,10 @@ def _warm_up(step: Callable[[], None]) -> None:
 
 
 def _turn(step: Callable[[], None], requests: int) -> np.ndarray:
-    step()  # the turn of another subject has left the caches to it
+    step()  # brings back what another subject's turn has driven out of the caches
     clock, times = time.perf_counter, np.empty(requests)
     for index in range(requests):
         start = clock()
         step()
         times[index] = clock() - start
     return times
-
-
-def figures(subject: Subject) -> dict[str, Any]:
-    seconds = np.concatenate(subject.rounds)
-    medians = np.array([np.median(times) for times in subject.rounds])
-    more: dict[str, Any] = {}
-    if subject.gpu:
-        times = statistics.percentiles(np.array(subject.gpu))
-        more["gpu_microseconds"] = {name: value * 1e6 for name, value in times.items()}
-    if subject.watts:  # the board's power while it was asked without a pause, times the time an image took
-        watts = float(np.mean(subject.watts))
-        more |= {"watts": watts, "millijoules_per_image": watts * float(seconds.mean()) / subject.row["batch"] * 1e3}
-    return more | {
-        "requests": len(seconds),
-        "microseconds": {name: value * 1e6 for name, value in statistics.percentiles(seconds).items()},
-        "images_per_second": subject.row["batch"] * len(seconds) / float(seconds.sum()),
-        "round_medians": [float(median * 1e6) for median in medians],
-        "variation": float(medians.std() / medians.mean()),
-    }

@@ -16,6 +16,14 @@ class Gpu(Part, frozen=True):
     capability: Annotated[str, Meta(pattern=r"^\d+\.\d+\Z")]
     driver: Words
 
+    @property
+    def target(self) -> str:
+        """The compute capability as compilers name it, such as "sm87"."""
+        return f"sm{self.capability.replace('.', '')}"
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.capability})"
+
 
 class Machine(Part, omit_defaults=True, frozen=True):
     """A machine that something was measured on."""

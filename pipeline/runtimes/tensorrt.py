@@ -6,16 +6,19 @@ ever deserialised.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.machine import extras
 from pipeline.records import manifest
+from pipeline.records.devices import Gpu
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import session as base
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda
-from pipeline.tensorrt.compatibility import missing, refuse, unable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,35 +27,87 @@ if TYPE_CHECKING:
 GRAPH, STREAM = "CUDA graph", "no CUDA graph"
 READS = {"engine": (GRAPH, STREAM)}
 PACKAGES = (*library.MODULES, *cuda.PACKAGES)
-__all__ = ["PACKAGES", "READS", "Session", "load", "missing", "unable"]
+
+
+def unable(artifact: Artifact) -> str | None:
+    """Return why this machine can't run an engine, from its record alone; None if it can."""
+    return extras.problem(_refuse, artifact)
+
+
+def missing() -> str | None:
+    """Return what this machine lacks to run any engine, and how to get it; None if nothing."""
+    return extras.problem(library.load, library.chosen("auto")) or extras.problem(cuda.gpu)
+
+
+def _refuse(artifact: Artifact) -> None:
+    """Raise CheckFailed if an engine is for another version or GPU, UsageError if this machine has none.
+
+    Its record decides: the engine itself isn't opened.
+    """
+    options, again = artifact.options, "`pipeline build` on this device makes one for it"
+    runtime, version = options["runtime"], options["version"]
+    here = library.version(runtime)
+    if here is None:
+        raise UsageError(f"{artifact.path}: needs {runtime}, which isn't installed: {library.INSTALL[runtime]}")
+    if here != version and not (options["version_compatible"] and _later_minor(here, version)):
+        raise CheckFailed(f"{artifact.path}: built by {runtime} {version}, this machine has {here}; {again}")
+    target = artifact.facts.gpu or ", ".join(options["targets"] or ["an unknown GPU"])
+    try:
+        gpu = cuda.gpu()
+    except UsageError as error:
+        raise UsageError(f"{artifact.path}: built for {target}; {error}") from error
+    if not _fits(artifact, gpu):
+        raise CheckFailed(f"{artifact.path}: built for {target}, this machine has {gpu}; {again}")
+
+
+def _later_minor(here: str, built: str) -> bool:
+    """Whether a version is one that loads a version-compatible engine: the same major, no older minor."""
+    new, old = ([int(number) for number in re.findall(r"\d+", version)[:2]] for version in (here, built))
+    return new[0] == old[0] and new >= old
+
+
+def _fits(artifact: Artifact, gpu: Gpu) -> bool:
+    if artifact.options["targets"]:
+        return gpu.target in artifact.options["targets"]
+    if artifact.options["hardware_compatible"]:
+        return int(gpu.capability.partition(".")[0]) >= 8  # Ampere
+    built = artifact.facts.gpu
+    return built is not None and (built.name, built.capability) == (gpu.name, gpu.capability)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The pinned arrays of a batch size, and functions that put the request, or its computing alone, on the stream."""
+
+    images: np.ndarray
+    logits: np.ndarray
+    enqueue: Callable[[], None]
+    compute: Callable[[], None]
 
 
 class Session(base.Session):
     """An engine on the GPU. Each batch size gets buffers and an execution context of its own, kept for the next time.
 
-    `arithmetic` is what the layers were asserted to compute in before the build; `threads` has no meaning here.
+    `arithmetic` is what the layers were asserted to compute in before the build.
     """
 
     def __init__(self, artifact: Artifact, mode: str) -> None:
-        refuse(artifact)
-        content = manifest.content(artifact)
-        bindings = library.load(artifact.options["runtime"])
+        _refuse(artifact)
+        options, content = artifact.options, manifest.content(artifact)
+        bindings = library.load(options["runtime"])
         self._log, self._graph, self._path = library.logger(bindings), mode == GRAPH, artifact.path
-        runtime = self._runtime = bindings.Runtime(self._log)
-        runtime.engine_host_code_allowed = artifact.options["version_compatible"]  # such an engine brings its runtime
-        self._engine = runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise self._failed("can't be loaded")
-        self._largest = artifact.options["max_batch"]
-        self._input, self._output = _ends(self._engine, bindings, artifact)
+        self._engine = library.engine(self._path, content, bindings, self._log, options["version_compatible"])
+        self._largest = options["max_batch"]
+        self._input = _only(self._engine, bindings.TensorIOMode.INPUT, "UINT8", artifact)
+        self._output = _only(self._engine, bindings.TensorIOMode.OUTPUT, "FLOAT", artifact)
         self.arithmetic = f"{artifact.facts.element}, {mode}"
         self._stream = cuda.Stream()
-        self._requests: dict[tuple[int, bool], _Request] = {}
+        self._requests: dict[int, _Request] = {}
 
     def __exit__(self, *_: object) -> None:
         self._requests.clear()
         self._stream.close()
-        self._engine = self._runtime = None
+        del self._engine
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, at most the largest batch at a time."""
@@ -63,7 +118,8 @@ class Session(base.Session):
             part = images[start : start + self._largest]
             request = self._request(len(part))
             request.images[...] = part
-            request.run()
+            request.enqueue()
+            self._stream.synchronize()
             logits.append(request.logits.copy())
         return np.concatenate(logits)
 
@@ -73,85 +129,66 @@ class Session(base.Session):
             raise UsageError(
                 f"{self._path}: takes batches of at most {self._largest}, received {batch}; build it with --max-batch"
             )
-        return self._request(batch).run
+        enqueue, synchronize = self._request(batch).enqueue, self._stream.synchronize
+
+        def once() -> None:
+            enqueue()
+            synchronize()
+
+        return once
 
     def gpu_step(self, batch: int) -> Callable[[], float]:
-        """A function that computes once on what is on the GPU and gives the seconds that took there, by events."""
-        request = self._request(batch, copies=False)
-        return lambda: self._stream.seconds(request.enqueue)
+        """Return a function that computes once on what is on the GPU and returns the seconds that took there."""
+        compute = self._request(batch).compute
+        return lambda: self._stream.seconds(compute)
 
-    def _request(self, batch: int, copies: bool = True) -> _Request:
-        if (batch, copies) not in self._requests:
-            context = self._engine.create_execution_context()
-            if context is None:
-                raise self._failed("got no execution context")
-            made = _Request(self._stream, context, self._input, self._output, batch, copies)
-            if not made.works():
-                raise self._failed(f"failed on a batch of {batch}")
-            if self._graph:
-                made.enqueue = self._stream.captured(made.enqueue)
-            self._requests[batch, copies] = made
-        return self._requests[batch, copies]
-
-    def _failed(self, what: str) -> CheckFailed:
-        return CheckFailed(f"{self._path}: {what}: {'; '.join(self._log.lines) or 'TensorRT gave no reason'}")
-
-
-class _Request:
-    """One batch size's pinned arrays, device memory and context; `enqueue` puts it on the stream, `run` also waits."""
-
-    def __init__(
-        self,
-        stream: cuda.Stream,
-        context: trt.IExecutionContext,
-        image: tuple[str, tuple[int, ...]],
-        logits: tuple[str, tuple[int, ...]],
-        batch: int,
-        copies: bool,
-    ) -> None:
+    def _request(self, batch: int) -> _Request:
+        """Return the request of a batch size; the first time, give it memory, run it once, and capture its graphs."""
         import numpy as np
 
-        self._stream, self._context = stream, context
-        self.images = stream.pinned((batch, *image[1]), np.uint8)
-        self.logits = stream.pinned((batch, *logits[1]), np.float32)
-        self._from, self._to = stream.device(self.images.nbytes), stream.device(self.logits.nbytes)
-        self._ready = context.set_input_shape(image[0], self.images.shape)
-        self._ready &= context.set_tensor_address(image[0], self._from)
-        self._ready &= context.set_tensor_address(logits[0], self._to)
-        self.enqueue: Callable[[], None] = self._whole if copies else self._compute
+        if batch in self._requests:
+            return self._requests[batch]
+        stream, context = self._stream, self._engine.create_execution_context()
+        if context is None:
+            raise self._failed("got no execution context")
+        images = stream.pinned((batch, *self._input[1]), np.uint8)
+        logits = stream.pinned((batch, *self._output[1]), np.float32)
+        source, target = stream.device(images.nbytes), stream.device(logits.nbytes)
+        accepted = [
+            context.set_input_shape(self._input[0], images.shape),
+            context.set_tensor_address(self._input[0], source),
+            context.set_tensor_address(self._output[0], target),
+        ]
+        if not all(accepted):
+            raise self._failed(f"refused a batch of {batch}")
 
-    def works(self) -> bool:
-        """Whether TensorRT takes shapes, addresses and a first request, which also does what can't be in a graph."""
-        self._stream.upload(self._from, self.images)
-        done = self._ready and self._context.execute_async_v3(self._stream.handle)
-        self._stream.synchronize()
-        return done
+        def compute() -> None:
+            if not context.execute_async_v3(stream.handle):
+                raise self._failed(f"failed on a batch of {batch}")
 
-    def run(self) -> None:
-        self.enqueue()
-        self._stream.synchronize()
+        def enqueue() -> None:
+            stream.upload(source, images)
+            compute()
+            stream.download(logits, target)
 
-    def _whole(self) -> None:
-        self._stream.upload(self._from, self.images)
-        self._compute()
-        self._stream.download(self.logits, self._to)
+        enqueue()  # the first run also does what can't be in a graph, such as loading kernels
+        stream.synchronize()
+        parts = [stream.captured(part) if self._graph else part for part in (enqueue, compute)]
+        self._requests[batch] = _Request(images, logits, *parts)
+        return self._requests[batch]
 
-    def _compute(self) -> None:
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise CheckFailed("TensorRT refused a request that it had taken before")
+    def _failed(self, what: str) -> CheckFailed:
+        return CheckFailed(f"{self._path}: {what}: {self._log.reason()}")
 
 
-def _ends(engine: trt.ICudaEngine, bindings: Any, artifact: Artifact) -> tuple[tuple, tuple]:
-    """Name and shape without the batch of the one input and the one output. CheckFailed if it has others."""
-    found: list[tuple[str, tuple[int, ...]]] = []
-    for mode, dtype in ((bindings.TensorIOMode.INPUT, "UINT8"), (bindings.TensorIOMode.OUTPUT, "FLOAT")):
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        names = [name for name in names if engine.get_tensor_mode(name) == mode]
-        types = [engine.get_tensor_dtype(name).name for name in names]
-        if types != [dtype]:
-            raise CheckFailed(f"{artifact.path}: expected one {mode.name.lower()} of type {dtype}, received {types}")
-        found.append((names[0], tuple(engine.get_tensor_shape(names[0]))[1:]))
-    return found[0], found[1]
+def _only(engine: trt.ICudaEngine, mode: Any, dtype: str, artifact: Artifact) -> tuple[str, tuple[int, ...]]:
+    """Return the name, and the shape without the batch, of the one input or output. CheckFailed if it isn't the one."""
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    names = [name for name in names if engine.get_tensor_mode(name) == mode]
+    types = [engine.get_tensor_dtype(name).name for name in names]
+    if types != [dtype]:
+        raise CheckFailed(f"{artifact.path}: expected one {mode.name.lower()} of type {dtype}, received {types}")
+    return names[0], tuple(engine.get_tensor_shape(names[0]))[1:]
 
 
 def load(artifact: Artifact, *, mode: str = GRAPH, threads: int | None = None) -> Session:

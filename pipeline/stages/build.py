@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 from pipeline import console
 from pipeline.errors import UsageError
 from pipeline.graph import load as onnx_file
+from pipeline.machine import extras
 from pipeline.records import code, manifest
+from pipeline.records.devices import Gpu
 from pipeline.records.forms import Engine
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Out, card, output
@@ -18,9 +20,9 @@ from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import builder, cuda
 
 KIND, FILE = "engine", "{model}.engine"
-ALSO = {"folded": "{model}.fp32.engine"}  # kinds taken besides the chain's, and what is made of them
+ALSO = {"folded": "{model}.fp32.engine"}  # kinds taken besides the chain's, and the file made of each
 ELEMENTS = {"half": "HALF", "folded": "FLOAT"}
-TARGETS = "sm86,sm89,sm120"  # Ampere, Ada, Blackwell: what TensorRT for RTX builds for unless told
+TARGETS = "sm86,sm89,sm120"  # Ampere, Ada, Blackwell: what tensorrt-rtx builds for by default
 
 
 def run(
@@ -32,7 +34,7 @@ def run(
     ] = "auto",
     target: Annotated[
         str | None,
-        f"tensorrt-rtx: compute capabilities to build for, {TARGETS} by default. tensorrt: the GPU there is.",
+        f"tensorrt-rtx: compute capabilities to build for, {TARGETS} by default. tensorrt: this machine's GPU.",
     ] = None,
     opt_batch: Annotated[int, "Batch size the engine is tuned for."] = 1,
     max_batch: Annotated[int, "Largest batch size the engine takes."] = 64,
@@ -50,13 +52,12 @@ def run(
 
     Strongly typed: TensorRT takes the precision that the file has, and doesn't choose one. Before the build every layer
     of the parsed network must be in it; one that isn't fails the build, by name. An engine belongs to the GPU and
-    the version it was made for: build it on the device that is to run it. Without a GPU, tensorrt-rtx builds for
-    others.
+    the version it was made for: build it on the device that is to run it. tensorrt-rtx needs no GPU to build for one.
 
     Raises CheckFailed where TensorRT doesn't take the file or a layer is in another type, UsageError where TensorRT or
     the GPU that it builds on is missing.
     """
-    asked = options(
+    chosen = options(
         runtime=runtime,
         target=target,
         opt_batch=opt_batch,
@@ -66,52 +67,34 @@ def run(
         hardware_compatible=hardware_compatible,
         dla=dla,
     )
-    bindings = library.load(asked["runtime"])
-    gpu = _gpu(asked)
+    bindings, gpu, cache = library.load(chosen["runtime"]), None, None
+    if chosen["runtime"] == "tensorrt":
+        gpu = cuda.gpu()
+        cache = _timings(timing_cache, chosen["version"], gpu)
+    elif not extras.problem(cuda.gpu) and cuda.gpu().target in chosen["targets"]:
+        gpu = cuda.gpu()  # otherwise tensorrt-rtx builds for others only
+    plan = {name: value for name, value in chosen.items() if name not in ("runtime", "version")}
     content = onnx_file.load(half).SerializeToString(deterministic=True)
-    plan = builder.Plan(
-        **{name: value for name, value in asked.items() if name not in ("runtime", "version")},
-        timing_cache=_timings(timing_cache, asked, gpu) if asked["runtime"] == "tensorrt" else None,
-    )
+    source, element = str(half.path), ELEMENTS[half.kind]
     start = time.perf_counter()
-    element = ELEMENTS[half.kind]
-    built = builder.build(
-        content, source=str(half.path), element=element, bindings=bindings, plan=plan, inspect=gpu is not None
-    )
+    engine, layers = builder.build(source, content, element, bindings, builder.Plan(**plan, timing_cache=cache))
     seconds = round(time.perf_counter() - start, 3)
+    inspected = builder.inspect(source, engine, element, bindings, version_compatible) if gpu else None
     return manifest.write(
         output(out, ALSO.get(half.kind, FILE), half),
-        built.engine,
-        facts=Engine(
-            **card(half),
-            element=element,
-            gpu=gpu.facts() if gpu else None,
-            build_seconds=seconds,
-            layers=built.layers,
-            inspected=built.inspected,
-        ),
+        engine,
+        facts=Engine(**card(half), element=element, gpu=gpu, build_seconds=seconds, layers=layers, inspected=inspected),
         parents=[half],
-        options=asked,
-        versions=manifest.versions(asked["runtime"], *cuda.PACKAGES),
+        options=chosen,
+        versions=manifest.versions(chosen["runtime"], *cuda.PACKAGES),
         code=code.digest(__name__),
     )
 
 
-def _gpu(asked: dict[str, Any]) -> cuda.Gpu | None:
-    """The GPU that the engine is for and that is here; None where tensorrt-rtx builds for others only."""
-    if asked["runtime"] == "tensorrt":
-        return cuda.gpu()
-    try:
-        here = cuda.gpu()
-    except UsageError:
-        return None
-    return here if here.target in asked["targets"] else None
-
-
-def _timings(folder: Path | None, asked: dict[str, Any], gpu: cuda.Gpu) -> Path:
-    """One file a device and version: timings of another would be worse than none."""
+def _timings(folder: Path | None, version: str, gpu: Gpu) -> Path:
+    """Return one file a device and version of tensorrt: timings of another would be worse than none."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"{asked['runtime']}-{asked['version']}-{gpu.name}-{gpu.target}.timings".replace(" ", "-").replace("/", "-")
+    name = f"tensorrt-{version}-{gpu.name}-{gpu.target}.timings".replace(" ", "-").replace("/", "-")
     return (folder or caches / "edge-pipeline") / name
 
 
@@ -127,7 +110,10 @@ def options(
     hardware_compatible: bool,
     **__: Any,
 ) -> dict[str, Any]:
-    """What an engine depends on besides the file: the compiler with its version, and the options as they are taken."""
+    """Return what an engine depends on besides the file: the compiler, its version, and the options as it takes them.
+
+    UsageError for options that don't go together.
+    """
     if not 1 <= opt_batch <= max_batch:
         raise UsageError(f"expected 1 <= --opt-batch <= --max-batch, received {opt_batch} and {max_batch}")
     if workspace is not None and workspace < 1:
@@ -143,11 +129,11 @@ def options(
         raise UsageError(
             "tensorrt-rtx has neither --version-compatible nor --hardware-compatible: name GPUs by --target"
         )
-    names = [name.strip().lower() for name in (target or TARGETS).split(",")] if runtime == "tensorrt-rtx" else []
+    targets = [name.strip().lower() for name in (target or TARGETS).split(",")] if runtime == "tensorrt-rtx" else []
     return {
         "runtime": runtime,
         "version": library.version(runtime),
-        "targets": list(dict.fromkeys(names)),
+        "targets": list(dict.fromkeys(targets)),
         "opt_batch": opt_batch,
         "max_batch": max_batch,
         "workspace": workspace,
@@ -158,30 +144,25 @@ def options(
 
 
 def absent(*, runtime: str, **_: Any) -> str | None:
-    """Why the chain leaves this stage out on this machine, if so. Who asks for a runtime gets its error instead."""
+    """Return why the chain leaves this stage out here. A runtime that was asked for is an error of `run` instead."""
     if runtime == "auto" and not library.installed():
         return "neither tensorrt nor tensorrt-rtx is installed; `pipeline build` says how to get one"
     return None
 
 
 def missing() -> str | None:
-    """Why no engine at all can be built here, if so, with what to install."""
-    try:
-        library.load(library.chosen("auto"))
-    except UsageError as error:
-        return str(error)
-    return None
+    """Return what this machine lacks to build any engine, and how to get it; None if nothing."""
+    return extras.problem(library.load, library.chosen("auto"))
 
 
 def show(engine: Artifact) -> None:
-    """Every layer with its types, and what the engine is for."""
+    """Print every layer with its types, and what the engine is for."""
     facts, made = engine.facts, engine.options
     rows = [[each.type, each.name, "/".join(each.inputs), "/".join(each.outputs)] for each in facts.layers]
     title = f"{made['runtime']} {made['version']}, batches of 1 to {made['max_batch']}, tuned for {made['opt_batch']}"
     console.table(["layer", "name", "in", "out"], rows, title=title, spare=("name",))
-    between = [{*each.inputs, *each.outputs} for each in facts.layers if each.type != "CAST"]
-    floats = {"HALF", "FLOAT", "BF16"} - {facts.element}
-    right = sum(facts.element in types and not types & floats for types in between)
+    between = [layer for layer in facts.layers if layer.type != "CAST"]
+    right = sum(facts.element in (*layer.inputs, *layer.outputs) for layer in between)
     target = facts.gpu.name if facts.gpu else ", ".join(made["targets"])
     console.result(
         f"{right} of {len(between)} layers between the casts compute in {facts.element}; built for {target} "

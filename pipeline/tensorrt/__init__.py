@@ -1,1 +1,1 @@
-"""TensorRT and CUDA: bindings, engine building, precision and compatibility checks."""
+"""TensorRT and CUDA: bindings, engine building, and checks of what layers compute in."""

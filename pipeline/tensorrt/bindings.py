@@ -1,4 +1,4 @@
-"""TensorRT's Python bindings: which there are, imported, and what to install where there are none.
+"""TensorRT's Python bindings: which are installed, loading them, and loading an engine with them.
 
 `tensorrt` (10.0 and later, on a Jetson or a PC with an NVIDIA GPU) and `tensorrt_rtx`, which builds for GPUs that
 aren't there, have the same API.
@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UsageError
+from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import manifest
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OLDEST = 10  # the first TensorRT with strongly typed networks
@@ -25,24 +28,24 @@ INSTALL = {
 
 
 def installed() -> list[str]:
-    """The distributions among `tensorrt` and `tensorrt-rtx` that are there, in this order; neither is imported."""
+    """Return those of `tensorrt` and `tensorrt-rtx` that are installed, in this order, without importing them."""
     return [name for name, module in MODULES.items() if importlib.util.find_spec(module)]
 
 
 def chosen(runtime: str) -> str:
-    """The distribution that `--runtime` means: for "auto" the first that is installed, `tensorrt` if none is."""
+    """Return the distribution that `--runtime` means: for "auto" the first installed, or `tensorrt` if none is."""
     return (installed() or ["tensorrt"])[0] if runtime == "auto" else runtime
 
 
 def version(name: str) -> str | None:
-    """The installed version of a distribution; None if there is none. Imports it only if it has no metadata."""
+    """Return the installed version of a distribution, or None. Only one without metadata is imported for it."""
     if name not in installed():
         return None
     return manifest.versions(name).get(name) or str(load(name).__version__)
 
 
 def load(name: str) -> ModuleType:
-    """The bindings of a distribution, imported. UsageError if they are missing, or too old to keep a precision."""
+    """Import the bindings of a distribution. UsageError if they are missing, or too old to keep a precision."""
     try:
         bindings = importlib.import_module(MODULES[name])
     except (ImportError, OSError) as error:  # the latter where a library of CUDA isn't found
@@ -56,7 +59,7 @@ def load(name: str) -> ModuleType:
 
 
 def logger(bindings: Any) -> Any:
-    """A TensorRT logger that keeps errors in its `lines`, for the one line that a person gets."""
+    """Return a TensorRT logger that keeps errors, with a `reason()` that gives them as one line."""
 
     class Log(bindings.ILogger):
         def __init__(self) -> None:
@@ -67,4 +70,17 @@ def logger(bindings: Any) -> Any:
             if severity in (bindings.ILogger.Severity.ERROR, bindings.ILogger.Severity.INTERNAL_ERROR):
                 self.lines.append(" ".join(message.split()))
 
+        def reason(self) -> str:
+            return "; ".join(self.lines) or "TensorRT gave no reason"
+
     return Log()
+
+
+def engine(source: object, content: bytes, bindings: Any, log: Any, version_compatible: bool) -> trt.ICudaEngine:
+    """Deserialise an engine on the GPU that it was built for. CheckFailed, with TensorRT's reason, if it can't be."""
+    runtime: trt.Runtime = bindings.Runtime(log)
+    runtime.engine_host_code_allowed = version_compatible  # such an engine brings its own runtime along
+    loaded = runtime.deserialize_cuda_engine(content)
+    if loaded is None:
+        raise CheckFailed(f"{source}: the engine can't be loaded: {log.reason()}")
+    return loaded

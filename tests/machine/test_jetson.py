@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.machine import jetson
+from pipeline.measure import timing
 from pipeline.records import kinds
 
 NVPMODEL = "NV Power Mode: {}\n0\n"
@@ -16,7 +18,7 @@ def board(tmp_path, monkeypatch):
     monkeypatch.setattr(jetson, "ROOT", tmp_path)
     said = {"nvpmodel": NVPMODEL.format("MAXN_SUPER"), "dpkg-query": "6.2.1+b38"}
     monkeypatch.setattr(jetson, "_command", lambda *line: said.get(line[0]))
-    monkeypatch.setattr(jetson, "_watts", lambda: 7.25)
+    monkeypatch.setattr(jetson, "watts", lambda: 7.25)
 
     def write(path: str, text: object) -> None:
         there = tmp_path / path
@@ -26,8 +28,8 @@ def board(tmp_path, monkeypatch):
     write("etc/nv_tegra_release", "# R36 (release), REVISION: 4.4, GCID: 41062509, BOARD: generic, EABI: aarch64")
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
-    for name in ("cur_freq", "min_freq", "max_freq"):
-        write(f"sys/class/devfreq/17000000.gpu/{name}", 1_020_000_000)
+    for name in ("cur", "min", "max"):
+        write(f"sys/class/devfreq/17000000.gpu/{name}_freq", 1_020_000_000)
     for number, (kind, value) in enumerate({"cpu-thermal": 48_500, "gpu-thermal": 47_000}.items()):
         write(f"sys/class/thermal/thermal_zone{number}/type", kind)
         write(f"sys/class/thermal/thermal_zone{number}/temp", value)
@@ -69,6 +71,12 @@ def test_a_clock_that_changes_though_pinned_is_told(board):
     board("sys/class/devfreq/17000000.gpu/cur_freq", 714_000_000)
     (told,) = jetson.warnings([before, jetson.state()])
     assert "714 MHz, 1020 MHz" in told
+
+
+def test_a_measurement_has_the_boards_states_and_power(board):
+    subject = timing.Subject({}, 1, lambda: time.sleep(1e-4))
+    states = timing.measure([subject], 1)
+    assert states == [jetson.state()] * (timing.ROUNDS + 1) and subject.watts == [7.25] * timing.ROUNDS
 
 
 def test_what_cannot_be_read_is_none(tmp_path, monkeypatch):

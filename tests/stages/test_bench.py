@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline.measure import timing
 from pipeline.records import manifest
+from pipeline.records.reports import Timed
 from pipeline.stages import bench
 from tests.support import command, one_line
 
@@ -39,27 +41,31 @@ def test_the_environment_is_on_record(latency, chain):
     assert "torch" in versions and versions.keys() & {"onnxruntime", "onnxruntime-gpu"}
 
 
+def timed(kind: str, batch: int, rounds: Sequence[np.ndarray], **times: list[float]) -> Timed:
+    about = {"form": kind, "kind": kind, "sha256": "0" * 64, "runtime": "any", "mode": "", "arithmetic": "float32"}
+    return timing.Subject(about, batch, lambda: None, rounds=[*rounds], **times).timed()
+
+
 def test_figures_are_those_of_the_times():
     """Nothing is clipped: one slow request is the p99.9 and counts in the throughput."""
     times = np.full(5000, 1e-3)
     times[:6] = 1.0
-    found = timing.figures(timing.Subject({"batch": 4}, lambda: None, rounds=[times, times.copy()]))
-    assert found["microseconds"]["p50"] == pytest.approx(1000) and found["microseconds"]["p99.9"] == pytest.approx(1e6)
-    assert found["images_per_second"] == pytest.approx(4 * 10_000 / (2 * (6 + 4.994)))
-    assert found["variation"] == 0
-    wobbly = timing.figures(timing.Subject({"batch": 1}, lambda: None, rounds=[times, times * 1.2]))
-    assert wobbly["variation"] == pytest.approx(0.1 / 1.1) and wobbly["variation"] > timing.UNSTABLE
+    row = timed("folded", 4, [times, times.copy()], gpu=[2e-3] * 30, watts=[4.0, 6.0])
+    assert row.microseconds["p50"] == pytest.approx(1000) and row.microseconds["p99.9"] == pytest.approx(1e6)
+    assert row.images_per_second == pytest.approx(4 * 10_000 / (2 * (6 + 4.994))) and row.variation == 0
+    assert row.gpu_microseconds == {"p50": 2000}
+    assert row.watts == 5 and row.millijoules_per_image == pytest.approx(5000 / row.images_per_second)
+    wobbly = timed("folded", 1, [times, times * 1.2])
+    assert wobbly.variation == pytest.approx(0.1 / 1.1) and wobbly.variation > timing.UNSTABLE
+    assert wobbly.gpu_microseconds is wobbly.watts is wobbly.millijoules_per_image is None
 
 
 def test_a_speedup_compares_the_same_rounds():
     """The machine slows down to a third in the second half; the ratio doesn't notice."""
-    slowing = np.array([100.0] * 8 + [300.0] * 8)
-    rows = [
-        {"form": "a", "kind": "checkpoint", "runtime": "pytorch", "batch": 1, "round_medians": list(slowing)},
-        {"form": "b", "kind": "onnx", "runtime": "onnxruntime", "batch": 1, "round_medians": list(slowing / 4)},
-    ]
+    slowing = [np.full(20, seconds) for seconds in [100.0] * 8 + [300.0] * 8]
+    rows = [timed("checkpoint", 1, slowing), timed("folded", 1, [times / 4 for times in slowing])]
     one, other = bench._speedup(rows)
-    assert one["median"] == 1 and other["median"] == 4 and other["quartiles"] == [4, 4]
+    assert one.median == 1 and other.median == 4 and other.quartiles == [4, 4]
 
 
 def test_compare_sets_the_file_beside_pytorch_eager(chain):
