@@ -25,9 +25,7 @@ def run(unfolded: Artifact, *, out: Out, data: Data) -> Artifact:
     Raises CheckFailed if a logit differs by more than 1e-4 of the largest.
     """
     source = load.load(unfolded)
-    model = passes.split_plainly(passes.optimize(load.load(unfolded)))
-    left = passes.batch_norms(model)
-    model = passes.strip(passes.fold_normalisation(passes.expand_batch_norms(model)))
+    model, left = passes.fold(load.load(unfolded))
     metadata.describe(model, unfolded.facts.model, unfolded.facts.reference, unfolded.sha256)
     name = f"{unfolded.path}, folded"
     load.parse(model.SerializeToString(), name)

@@ -38,8 +38,8 @@ WRONG = (  # what, file, old, new, words of the check's message when the chain i
      "    w = next(t for t in model.graph.initializer if len(t.dims) == 4 and t.dims[2] == 3)\n"
      "    w.CopyFrom(h.from_array(h.to_array(w).transpose(0, 1, 3, 2).copy(), w.name))\n"
      "    images = stage_images(checkpoint, data).images", EXPORTED),
-    ("a weight is left in float32", FLOAT16, "if tensor.name not in wide:",
-     "if tensor.name not in wide and len(tensor.dims) != 1:", "is not a valid ONNX graph"),
+    ("a weight is left in float32", FLOAT16, "if tensor.name not in wide]",
+     "if tensor.name not in wide and len(tensor.dims) != 1]", "is not a valid ONNX graph"),
     ("a weight is scaled past float16", FLOAT16, "numpy_helper.to_array(tensor).astype(dtype)",
      "(numpy_helper.to_array(tensor) * 1e6).astype(dtype)", "it overflows"),
     ("every answer counts as right", VERIFY, "right = predictions == split.labels",
