@@ -54,7 +54,7 @@ BLIND = (  # what, file, old, new, the attempt to fool the gate that is no longe
     ("a form may ignore its input", VERIFY, "failures = _ignoring(answers, split) + ", "failures = [] + ",
      "a model that ignores its input"),
     ("images may be in it twice", VERIFY, ' + _spoilt(split, forms[0], data)', "", "the set twice"),
-    ("another provider will do", "pipeline/runtimes/onnxruntime.py", "!= PROVIDERS[provider]:", "is None:",
+    ("another provider will do", "pipeline/runtimes/onnxruntime.py", "!= provider:", "is None:",
      "falls back in silence"),
 )  # fmt: skip
 
