@@ -121,6 +121,7 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     graph.input[0].CopyFrom(helper.make_tensor_value_info(passes.IMAGES, TensorProto.UINT8, shape))
     graph.output[0].CopyFrom(helper.make_tensor_value_info(passes.LOGITS, TensorProto.FLOAT, None))
     passes.replace_nodes(model, nodes)
+    # What the file gives for another batch than its own is known once it has run.
     logits = run.outputs(model, np.zeros([3, channels, height, width], np.uint8), name)
     if logits.shape != (3, classes):
         what = "scores for" if len(logits) == 3 else "a fixed batch or"

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself: names, doc strings and properties, for those who have only the file."""
+"""Names, doc strings and properties of an ONNX file, for readers who have only the file."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def store(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
     """Set initialisers by name; those that the graph does not have yet are added."""
     from onnx import numpy_helper
 
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, value in values.items():
-        tensor = known[name] if name in known else model.graph.initializer.add()
+        tensor = tensors[name] if name in tensors else model.graph.initializer.add()
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
 
 

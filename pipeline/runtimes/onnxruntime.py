@@ -86,8 +86,10 @@ class Session(base.Session):
         return self._session.run(None, {self._image.name: images}, options)[0]
 
     def step(self, batch: int) -> Callable[[], None]:
-        """A function that runs one request of `batch` images: on the CPU with input and output bound to memory that is
-        there; on a GPU with both copies, and with the CUDA provider as a CUDA graph."""
+        """Return a function that runs one request of `batch` images, with input and output bound to memory beforehand.
+
+        On a GPU a request includes both copies, and with the CUDA provider it is a CUDA graph.
+        """
         import numpy as np
 
         def place(value: NodeArg, dtype: type) -> tuple[np.ndarray, OrtValue]:
