@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import CheckFailed, reason
-from pipeline.graph import load, metadata, passes
+from pipeline.graph import load, metadata, passes, run
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-OLDEST, OPSET = 7, 18  # the oldest operator set that is taken, and what it is converted to
+OLDEST = 7  # the oldest operator set that is taken
+OPSET, IR_VERSION = 18, 8  # what an older file is converted to
 SHAPE_ONLY = {"Reshape", "Flatten", "Squeeze", "Identity"}  # what may stand behind a Softmax
-ACTIVATIONS = ("Softmax", "LogSoftmax")
+OWN = (passes.IMAGES, passes.LOGITS, passes.SCALE, passes.SHIFT, "pixels", "scaled_pixels", "normalised")
 
 
 def parse(content: bytes, name: str) -> ModelProto:
@@ -37,11 +37,11 @@ def parse(content: bytes, name: str) -> ModelProto:
     if quantised := {n.op_type for n in model.graph.node if "Quantize" in n.op_type or "Integer" in n.op_type}:
         names = ", ".join(sorted(quantised))
         raise CheckFailed(f"{name}: is quantised already ({names}): expected the float32 file that it was made from")
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in constants]  # before IR version 4 they are both
+    weights = {tensor.name for tensor in model.graph.initializer}  # before IR version 4 they are inputs, too
+    inputs = [value for value in model.graph.input if value.name not in weights]
     del model.graph.input[:]
     model.graph.input.extend(inputs)
-    model.ir_version = max(model.ir_version, metadata.IR_VERSIONS[OPSET])
+    model.ir_version = max(model.ir_version, IR_VERSION)
     if version < OPSET:
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
@@ -76,10 +76,16 @@ def image_input(model: ModelProto, name: str) -> tuple[list[int], bool, int]:
 
 def last_activation(model: ModelProto) -> str | None:
     """The Softmax or LogSoftmax that a graph ends with, possibly before operators that only change the shape."""
-    node = _producer(model, model.graph.output[0].name)
+    node = _last_activation(model)
+    return node.op_type if node is not None else None
+
+
+def _last_activation(model: ModelProto) -> NodeProto | None:
+    producers = {name: node for node in model.graph.node for name in node.output}
+    node = producers.get(model.graph.output[0].name)
     while node is not None and node.op_type in SHAPE_ONLY:
-        node = _producer(model, node.input[0])
-    return node.op_type if node is not None and node.op_type in ACTIVATIONS else None
+        node = producers.get(node.input[0])
+    return node if node is not None and node.op_type in ("Softmax", "LogSoftmax") else None
 
 
 def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classes: int, name: str) -> ModelProto:
@@ -91,12 +97,16 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     from onnx import TensorProto, helper
 
     (channels, height, width), channels_last, batch = image_input(model, name)
-    if len(model.graph.output) != 1:
-        raise CheckFailed(f"{name}: has {len(model.graph.output)} outputs: expected one, the class scores")
-    _rename_own(model)
+    graph = model.graph
+    if len(graph.output) != 1:
+        raise CheckFailed(f"{name}: has {len(graph.output)} outputs: expected one, the class scores")
+    names = {each: f"network_{each}" for each in OWN}
+    passes.rename(graph.node, names)
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
     if batch:
         _free_batch(model, batch)
-    image, output = model.graph.input[0].name, model.graph.output[0].name
+    image, output = graph.input[0].name, graph.output[0].name
     scale, shift = (each.astype(np.float32).reshape(1, -1, 1, 1) for each in passes.normalisation(mean, std))
     front = [
         helper.make_node("Cast", [passes.IMAGES], ["pixels"], to=TensorProto.FLOAT),
@@ -106,80 +116,39 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     if channels_last:
         front.append(helper.make_node("Transpose", ["normalised"], [image], perm=[0, 2, 3, 1]))
     passes.store(model, {passes.SCALE: scale, passes.SHIFT: shift})
-    nodes = [*front, *_without_activation(model)]
-    nodes.append(helper.make_node("Flatten", [output], [passes.LOGITS], axis=1))
-    del model.graph.input[:], model.graph.output[:]
+    nodes = [*front, *_without_activation(model), helper.make_node("Flatten", [output], [passes.LOGITS], axis=1)]
     shape = [passes.BATCH, channels, height, width]
-    model.graph.input.append(helper.make_tensor_value_info(passes.IMAGES, TensorProto.UINT8, shape))
-    model.graph.output.append(helper.make_tensor_value_info(passes.LOGITS, TensorProto.FLOAT, None))
+    graph.input[0].CopyFrom(helper.make_tensor_value_info(passes.IMAGES, TensorProto.UINT8, shape))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info(passes.LOGITS, TensorProto.FLOAT, None))
     passes.replace_nodes(model, nodes)
-    return _with_output(model, classes, name)
-
-
-def _with_output(model: ModelProto, classes: int, name: str) -> ModelProto:
-    """State the output's shape, after a run told what it is."""
-    from onnx import TensorProto, helper
-
-    from pipeline.graph import run
-
-    image = model.graph.input[0].type.tensor_type.shape.dim
-    pixels = np.zeros([3, *(dim.dim_value for dim in image[1:])], np.uint8)
-    logits = run.outputs(model, pixels, name)
+    # What the file gives for another batch than its own is known once it has run.
+    logits = run.outputs(model, np.zeros([3, channels, height, width], np.uint8), name)
     if logits.shape != (3, classes):
-        what = "scores for" if logits.shape[:1] == (3,) else "a fixed batch or"
+        what = "scores for" if len(logits) == 3 else "a fixed batch or"
         raise CheckFailed(
             f"{name}: gives {what} {list(logits.shape[1:])} numbers an image: expected {classes}, one for each class"
         )
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info(passes.LOGITS, TensorProto.FLOAT, [passes.BATCH, classes]))
+    shape = [passes.BATCH, classes]
+    graph.output[0].CopyFrom(helper.make_tensor_value_info(passes.LOGITS, TensorProto.FLOAT, shape))
     return model
 
 
 def _without_activation(model: ModelProto) -> list[NodeProto]:
     """The nodes without a last Softmax or LogSoftmax; what read its result reads its input."""
-    node, nodes = _producer(model, model.graph.output[0].name), list(model.graph.node)
-    if last_activation(model) is None:
-        return nodes
-    while node.op_type not in ACTIVATIONS:
-        node = _producer(model, node.input[0])
-    before, result = node.input[0], node.output[0]
-    nodes.remove(node)
-    if result == model.graph.output[0].name:  # what gave the Softmax its input now gives the output
-        old, new, both = before, result, True
-    else:
-        old, new, both = result, before, False
-    for each in nodes:
-        for names in (each.input, each.output) if both else (each.input,):
-            names[:] = [new if name == old else name for name in names]
+    nodes, activation, output = list(model.graph.node), _last_activation(model), model.graph.output[0].name
+    if activation is not None:
+        nodes.remove(activation)
+        before, after = activation.input[0], activation.output[0]
+        passes.rename(nodes, {before: after} if after == output else {after: before})  # the output keeps its name
     return nodes
 
 
 def _free_batch(model: ModelProto, batch: int) -> None:
     """Let Reshape keep the batch as it comes, where its target begins with the batch that the file was made for."""
-    constants = passes.weights(model)
-    targets = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"} & constants.keys()
-    freed = {
-        name: np.concatenate([[0], constants[name][1:]]).astype(np.int64)
-        for name in targets
-        if constants[name].ndim == 1 and constants[name].size and constants[name][0] == batch
-    }
+    targets = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    freed = {}
+    for name, target in passes.weights(model).items():
+        if name in targets and target.ndim == 1 and target[:1].tolist() == [batch]:
+            freed[name] = np.array([0, *target[1:]])
     passes.store(model, freed)
     passes.replace_nodes(model, [node for node in model.graph.node if not freed.keys() & set(node.output)])
-
-
-def _rename_own(model: ModelProto) -> None:
-    """Give other names to tensors that have the chain's, so that its ends can be put on."""
-    own = {passes.IMAGES, passes.LOGITS, passes.SCALE, passes.SHIFT, "pixels", "scaled_pixels", "normalised"}
-    graph = model.graph
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name in own:
-                    names[index] = f"network_{name}"
-    for value in itertools.chain(graph.input, graph.output, graph.initializer):
-        if value.name in own:
-            value.name = f"network_{value.name}"
-
-
-def _producer(model: ModelProto, name: str) -> NodeProto | None:
-    return next((node for node in model.graph.node if name in node.output), None)

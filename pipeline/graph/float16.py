@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import itertools
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.graph import metadata, passes
+from pipeline.graph import load, metadata, passes
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto
 
 # Operators whose result is one of their inputs or an exact function of them: nothing to round.
 EXACT = {"Relu", "MaxPool", "GlobalMaxPool", "Reshape", "Transpose", "Concat", "Flatten", "Identity", "Constant",
@@ -38,17 +38,9 @@ def half(model: ModelProto) -> ModelProto:
         for index, name in enumerate(node.input):
             if "tensor(float16)" not in formal[min(index, len(formal) - 1)].types:
                 wide.add(name)
-    for tensor in model.graph.initializer:
-        if tensor.name not in wide:
-            _converted(tensor, TensorProto.FLOAT, np.float16)
-    for node in model.graph.node:
-        for each in node.attribute:
-            if node.op_type == "Cast" and each.name == "to" and each.i == TensorProto.FLOAT:
-                each.i = TensorProto.FLOAT16
-            elif each.HasField("t") and not wide & set(node.output):
-                _converted(each.t, TensorProto.FLOAT, np.float16)
+    _convert(model, TensorProto.FLOAT, TensorProto.FLOAT16, wide)
     logits = model.graph.output[0].name
-    _rename(model, logits, f"{logits}_float16")
+    passes.rename(model.graph.node, {logits: f"{logits}_float16"})
     model.graph.node.append(helper.make_node("Cast", [f"{logits}_float16"], [logits], "cast_out", to=TensorProto.FLOAT))
     return model
 
@@ -60,24 +52,17 @@ def rounded_twin(model: ModelProto) -> ModelProto:
     Runtime computes a float16 graph on x86-64 in float32 between casts; this one has every rounding, and overflows
     where float16 does.
     """
-    from onnx import TensorProto, helper, shape_inference
+    from onnx import TensorProto, helper
 
-    typed = shape_inference.infer_shapes(model, strict_mode=True).graph
-    is_half = {value.name for value in typed.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    halves = load.of_type(model, TensorProto.FLOAT16)
     twin, nodes = copy.deepcopy(model), []
-    for tensor in twin.graph.initializer:
-        _converted(tensor, TensorProto.FLOAT16, np.float32)
+    _convert(twin, TensorProto.FLOAT16, TensorProto.FLOAT)
     for node in twin.graph.node:
-        for each in node.attribute:
-            if node.op_type == "Cast" and each.name == "to" and each.i == TensorProto.FLOAT16:
-                each.i = TensorProto.FLOAT
-            elif each.HasField("t"):
-                _converted(each.t, TensorProto.FLOAT16, np.float32)
         nodes.append(node)
         if node.op_type in EXACT:
             continue
         for index, name in enumerate(node.output):
-            if name in is_half:
+            if name in halves:
                 node.output[index] = f"{name}_wide"
                 nodes.append(helper.make_node("Cast", [f"{name}_wide"], [f"{name}_half"], to=TensorProto.FLOAT16))
                 nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
@@ -93,76 +78,64 @@ def rounded_sums(model: ModelProto) -> ModelProto:
     """
     from onnx import helper
 
-    split, values, nodes, parts = copy.deepcopy(model), passes.weights(model), [], {}
+    split, values = copy.deepcopy(model), passes.weights(model)
+    nodes: list[NodeProto] = []
     for node in split.graph.node:
         weight = values.get(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
-        sizes = None if weight is None else _blocks(node, weight)
-        if not sizes:
+        axis = 1 if node.op_type == "Conv" or attribute(node, "transB", 0) else 0  # of the weight's input channels
+        starts = [] if weight is None else list(range(0, weight.shape[axis], _block(node, weight)))
+        if weight is None or len(starts) < 2:
             nodes.append(node)
             continue
-        stem, axis = node.output[0], 1 if node.op_type == "Conv" or attribute(node, "transB", 0) else 0
-        starts = np.cumsum([0, *sizes])
-        parts[f"{stem}_sizes"] = np.asarray(sizes, np.int64)
-        slices = [f"{stem}_channels_{index}" for index in range(len(sizes))]
-        nodes.append(helper.make_node("Split", [node.input[0], f"{stem}_sizes"], slices, axis=1))
-        total = ""
-        for index, (start, stop) in enumerate(itertools.pairwise(starts)):
-            part, last = copy.deepcopy(node), index + 1 == len(sizes)
-            parts[f"{stem}_weight_{index}"] = np.take(weight, range(start, stop), axis)
+        stem, blocks = node.output[0], np.split(weight, starts[1:], axis)
+        sizes = np.array([block.shape[axis] for block in blocks])
+        passes.store(split, {f"{stem}_sizes": sizes} | {f"{stem}_weight_{i}": each for i, each in enumerate(blocks)})
+        channels = [f"{stem}_channels_{index}" for index in range(len(blocks))]
+        nodes.append(helper.make_node("Split", [node.input[0], f"{stem}_sizes"], channels, axis=1))
+        for index in range(len(blocks)):
+            part, last = copy.deepcopy(node), index + 1 == len(blocks)
             bias = list(node.input[2:]) if last else []  # the bias is added to the whole sum's last block
-            part.input[:] = [slices[index], f"{stem}_weight_{index}", *bias]
+            part.input[:] = [channels[index], f"{stem}_weight_{index}", *bias]
             part.name, part.output[0] = f"{node.name}_{index}", f"{stem}_part_{index}"
             nodes.append(part)
-            if total:
+            if index:
+                before = f"{stem}_sum_{index - 1}" if index > 1 else f"{stem}_part_0"
                 result = stem if last else f"{stem}_sum_{index}"
-                nodes.append(helper.make_node("Add", [total, part.output[0]], [result]))
-                total = result
-            else:
-                total = part.output[0]
-    passes.store(split, parts)
+                nodes.append(helper.make_node("Add", [before, part.output[0]], [result]))
     passes.replace_nodes(split, nodes)
     return split
 
 
-def _blocks(node: NodeProto, weight: np.ndarray) -> list[int]:
-    """Sizes of the blocks of input channels that a sum is split into; empty if it is not split."""
-    if node.op_type == "Gemm":
-        if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
-            return []
-        inputs, each = weight.shape[1 if attribute(node, "transB", 0) else 0], BLOCK
-    else:
-        if attribute(node, "group", 1) != 1:
-            return []
-        inputs, each = weight.shape[1], max(1, BLOCK // int(np.prod(weight.shape[2:])))
-    if inputs <= each:
-        return []
-    return [min(each, inputs - start) for start in range(0, inputs, each)]
+def _block(node: NodeProto, weight: np.ndarray) -> int:
+    """How many input channels of a convolution or a Gemm make a block; all of them if its sum is not split."""
+    plain = {"group": 1, "transA": 0, "alpha": 1.0, "beta": 1.0}
+    if any(attribute(node, name, value) != value for name, value in plain.items()):
+        return max(weight.shape)
+    return max(1, BLOCK // int(np.prod(weight.shape[2:])))
 
 
 def float32_nodes(model: ModelProto) -> list[str]:
     """Names of the nodes, casts aside, that have a float32 result, by ONNX's strict type inference."""
-    from onnx import TensorProto, shape_inference
+    from onnx import TensorProto
 
-    inferred = shape_inference.infer_shapes(model, strict_mode=True).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.output]}
-    return [
-        node.name
-        for node in inferred.node
-        if node.op_type not in ("Cast", "Constant") and TensorProto.FLOAT in (types.get(name) for name in node.output)
-    ]
+    floats = load.of_type(model, TensorProto.FLOAT)
+    nodes = [node for node in model.graph.node if node.op_type not in ("Cast", "Constant")]
+    return [node.name for node in nodes if floats & set(node.output)]
 
 
-def _converted(tensor: TensorProto, kind: int, dtype: type) -> None:
-    from onnx import numpy_helper
+def _convert(model: ModelProto, before: int, after: int, wide: AbstractSet[str] = frozenset()) -> None:
+    """Replace an element type in weights, constants and casts; the weights and constants in `wide` keep theirs."""
+    from onnx import helper, numpy_helper
 
-    if tensor.data_type == kind:
-        with np.errstate(over="ignore"):
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
-
-
-def _rename(model: ModelProto, old: str, new: str) -> None:
+    dtype = helper.tensor_dtype_to_np_dtype(after)
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name not in wide]
     for node in model.graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
+        for each in node.attribute:
+            if node.op_type == "Cast" and each.name == "to" and each.i == before:
+                each.i = after
+            elif each.HasField("t") and not wide & set(node.output):
+                tensors.append(each.t)
+    for tensor in tensors:
+        if tensor.data_type == before:
+            with np.errstate(over="ignore"):
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.errors import CheckFailed
+from pipeline.errors import CheckFailed, reason
 from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
 # Operators with subgraphs, and those whose result is not a function of the image.
 CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 LARGEST = 1 << 26  # elements of one tensor for one image: 256 MiB in float32
+Value = TypeVar("Value")
 
 
 def load(artifact: Artifact) -> ModelProto:
     """Parse the ONNX model of an artifact whose bytes match its record.
 
-    Raises CheckFailed if the file is not ONNX or holds something that `refuse` names.
+    Raises CheckFailed for what `parse` refuses, and for a graph with more than one input or output.
     """
     model = parse(manifest.content(artifact), str(artifact.path))
-    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+    inputs, outputs = len(model.graph.input), len(model.graph.output)
+    if inputs != 1 or outputs != 1:
         raise CheckFailed(
-            f"{artifact.path}: expected one input and one output, received {len(model.graph.input)} inputs and "
-            f"{len(model.graph.output)} outputs"
+            f"{artifact.path}: expected one input and one output, received {inputs} inputs and {outputs} outputs"
         )
     return model
 
 
 def parse(content: bytes, name: str) -> ModelProto:
-    """Parse ONNX bytes and check them; `name` is what errors call them."""
+    """Parse ONNX bytes; `name` is what errors call them.
+
+    Raises CheckFailed for what is no valid ONNX, for what `_refuse` names, and for a tensor that is too large for one
+    image: dimensions that are free count as one, weights don't count, since they are as large as the file.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -42,33 +47,39 @@ def parse(content: bytes, name: str) -> ModelProto:
         model = onnx.load_from_string(content)
     except (DecodeError, ValueError) as error:  # the latter for a message nested too deeply
         raise CheckFailed(f"{name}: is not an ONNX file: {error}") from error
-    refuse(model, name)
+    _refuse(model, name)
     try:
         onnx.checker.check_model(model, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        tensors = values(model)
     except Exception as error:  # ValidationError, InferenceError and what C++ throws share no base
-        raise CheckFailed(f"{name}: is not a valid ONNX graph: {' '.join(str(error).split())[:200]}") from error
-    _refuse_large(inferred, name)
+        raise CheckFailed(f"{name}: is not a valid ONNX graph: {reason(error)}") from error
+    for weight in model.graph.initializer:  # before IR version 4 they are inputs, too
+        tensors.pop(weight.name, None)
+    for tensor, value in tensors.items():
+        if (size := math.prod(max(edge, 1) for edge in shape(value))) > LARGEST:
+            raise CheckFailed(f"{name}: tensor {tensor} has {size:,} elements an image: expected at most {LARGEST:,}")
     return model
 
 
-def refuse(model: ModelProto, name: str) -> None:
+def _refuse(model: ModelProto, name: str) -> None:
     """Raise CheckFailed for what could run code, read other files or depend on more than the image.
 
-    That is: operators outside ONNX's own domain, control flow, random numbers, model-local functions, training graphs,
-    sparse weights, and weights in other files, which no digest covers (CVE-2026-27489 and others).
+    Weights in other files are covered by no digest (CVE-2026-27489 and others).
     """
-    custom = {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
-    operators = {node.op_type for node in model.graph.node}
+    nodes = model.graph.node
+    operators = {node.op_type for node in nodes}
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    tensors = [*model.graph.initializer, *(each.t for each in attributes)]
+    tensors += [tensor for each in attributes for tensor in each.tensors]
     problems = {
-        "custom operators": custom,
+        "custom operators": {f"{node.domain}::{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")},
         "control flow": operators & CONTROL_FLOW,
         "random operators": operators & RANDOM,
         "model-local functions": {function.name for function in model.functions},
         "training graphs": {"training_info"} if model.training_info else set(),
         "sparse weights": {"sparse_initializer"} if model.graph.sparse_initializer else set(),
-        "subgraphs": {node.op_type for node in model.graph.node for a in node.attribute if a.HasField("g") or a.graphs},
-        "weights outside the file": {t.name for t in _tensors(model) if t.external_data or t.data_location == 1},
+        "subgraphs": {node.op_type for node in nodes for each in node.attribute if each.HasField("g") or each.graphs},
+        "weights outside the file": {each.name for each in tensors if each.external_data or each.data_location == 1},
     }
     for problem, names in problems.items():
         if names:
@@ -76,35 +87,31 @@ def refuse(model: ModelProto, name: str) -> None:
             raise CheckFailed(f"{name}: has {problem}: {listed}; expected a plain graph of standard ONNX operators")
 
 
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+def values(model: ModelProto, *, strict: bool = False) -> dict[str, ValueInfoProto]:
+    """Inputs, intermediate tensors and outputs by name, with the types and shapes that ONNX infers.
 
-
-def _refuse_large(inferred: ModelProto, name: str) -> None:
-    """Raise CheckFailed for a tensor that would be too large for one image. Dimensions that are free count as one.
-
-    Weights don't count: they are as large as the file. Before IR version 4 they are inputs, too.
+    With `strict`, an operator whose inference fails is an error, not a gap.
     """
-    weights = {tensor.name for tensor in inferred.graph.initializer}
-    for value in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]:
-        if value.name not in weights and (size := math.prod(max(each, 1) for each in shape(value))) > LARGEST:
-            raise CheckFailed(f"{name}: tensor {value.name} has {size:,} elements an image: the limit is {LARGEST:,}")
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=strict, data_prop=True).graph
+    return {value.name: value for value in [*graph.value_info, *graph.input, *graph.output]}
+
+
+def of_type(model: ModelProto, element: int) -> set[str]:
+    """Names of the tensors with an element type, such as `TensorProto.FLOAT`, by ONNX's strict inference."""
+    tensors = values(model, strict=True)
+    return {name for name, value in tensors.items() if value.type.tensor_type.elem_type == element}
 
 
 def shape(value: ValueInfoProto) -> list[int]:
-    """The dimensions of a value, 0 for one that is free."""
+    """The dimensions of a tensor, 0 for one that is free."""
     return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
 def operators(model: ModelProto) -> dict[str, int]:
     """How many nodes of each operator a graph has, by name."""
-    names = [node.op_type for node in model.graph.node]
-    return {name: names.count(name) for name in sorted(set(names))}
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
 
 
 def signature(value: ValueInfoProto) -> str:
@@ -115,8 +122,8 @@ def signature(value: ValueInfoProto) -> str:
     return f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)}[{dims}]"
 
 
-def attribute(node: NodeProto, name: str, default: object = None) -> object:
-    """The value of a node's attribute, `default` if the node does not have it."""
+def attribute(node: NodeProto, name: str, default: Value) -> Value:
+    """The value of a node's attribute; `default`, which is of the same type, if the node does not have it."""
     import onnx
 
     return next((onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)

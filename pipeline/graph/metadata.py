@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself: names, doc strings and properties, for those who have only the file."""
+"""Names, doc strings and properties of an ONNX file, for readers who have only the file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pipeline.records.forms import ModelCard, Reference
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-# The lowest IR version that an operator set goes with, so that old runtimes load the file. Source: ONNX, Versioning.md.
-IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
-
 
 def describe(model: ModelProto, card: ModelCard, reference: Reference, parent_sha256: str) -> ModelProto:
-    """Write the model's card, its accuracy and its parent's digest into the file; viewers such as Netron show them."""
+    """Write the model's card, its accuracy and its parent's digest into the file; viewers such as Netron show them.
+
+    The IR version becomes the lowest that the operator set goes with, so that old runtimes load the file.
+    """
     import onnx
 
     model.producer_name, model.producer_version = "edge-pipeline", card.version
-    model.ir_version = IR_VERSIONS.get(opset(model), model.ir_version)
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset(model))])
     model.doc_string = f"{card.title}. Raw pixels in, logits out; the prediction is the largest logit."
     model.graph.name = card.name
     model.graph.input[0].doc_string = card.input_meaning
@@ -45,5 +45,5 @@ def opset(model: ModelProto) -> int:
 
 
 def facts(model: ModelProto) -> dict[str, Any]:
-    """What goes on record of every ONNX file: its operator set, IR version and operators."""
+    """The facts that are recorded of every ONNX file: its operator set, IR version and operators."""
     return {"opset": opset(model), "ir_version": model.ir_version, "operators": load.operators(model)}

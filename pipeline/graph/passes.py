@@ -1,4 +1,4 @@
-"""Passes on float32 graphs: preprocessing in front, BatchNorm away, normalisation into the first convolution.
+"""Passes on float32 graphs: BatchNorm away, normalisation into the first convolution.
 
 Every pass takes a model and returns the model it was given, changed. Constants are computed in float64 and stored in
 float32. `pipeline.stages` measures each against the graph before it over the whole test set.
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.graph.load import attribute, shape
+from pipeline.graph import load
+from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
 IMAGES, LOGITS, BATCH = "images", "logits", "batch"
 SCALE, SHIFT = "pixel_scale", "pixel_shift"  # x * scale + shift = (x / 255 - mean) / std
@@ -31,21 +32,29 @@ def weights(model: ModelProto) -> dict[str, np.ndarray]:
     """Every constant of a graph by name: initialisers and the outputs of Constant nodes."""
     from onnx import numpy_helper
 
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Constant" and (value := attribute(node, "value")) is not None:
-            values[node.output[0]] = numpy_helper.to_array(value)
-    return values
+        for each in node.attribute:
+            if node.op_type == "Constant" and each.name == "value":
+                tensors[node.output[0]] = each.t
+    return {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
 
 
 def store(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
     """Set initialisers by name; those that the graph does not have yet are added."""
     from onnx import numpy_helper
 
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, value in values.items():
-        tensor = known[name] if name in known else model.graph.initializer.add()
+        tensor = tensors[name] if name in tensors else model.graph.initializer.add()
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+
+
+def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
+    """Rename tensors wherever these nodes read or write them; `names` maps old to new names."""
+    for node in nodes:
+        for tensors in (node.input, node.output):
+            tensors[:] = [names.get(name, name) for name in tensors]
 
 
 def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
@@ -73,11 +82,16 @@ def strip(model: ModelProto) -> ModelProto:
     return model
 
 
-def optimize(model: ModelProto) -> ModelProto:
-    """Fold constants and BatchNormalization behind Conv, ConvTranspose and Gemm, and drop what does nothing."""
+def fold(model: ModelProto) -> tuple[ModelProto, int]:
+    """Fold constants, BatchNorm and the normalisation; also return how many BatchNorms were left as Mul and Add.
+
+    The optimiser folds constants and each BatchNormalization behind a Conv, ConvTranspose or Gemm.
+    """
     import onnxscript.optimizer
 
-    return onnxscript.optimizer.optimize(model)
+    model = split_plainly(onnxscript.optimizer.optimize(model))
+    left = batch_norms(model)
+    return strip(fold_normalisation(expand_batch_norms(model))), left
 
 
 def split_plainly(model: ModelProto) -> ModelProto:
@@ -85,45 +99,46 @@ def split_plainly(model: ModelProto) -> ModelProto:
 
     PyTorch exports `chunk` so. A split whose sizes or picks are not constant is left.
     """
-    from onnx import helper, shape_inference
+    from onnx import helper
 
-    inferred, values = shape_inference.infer_shapes(model, data_prop=True).graph, weights(model)
-    shapes = {value.name: shape(value) for value in [*inferred.value_info, *inferred.input]}
-    nodes, sizes, parts = [], {}, {}
+    tensors, constants = load.values(model), weights(model)
+    nodes: list[NodeProto] = []
+    sizes: dict[str, np.ndarray] = {}
+    parts: dict[str, str] = {}  # by the result of the SequenceAt that picks it
     for node in model.graph.node:
-        if node.op_type == "SplitToSequence" and (split := _sizes(node, shapes, values)):
-            picks = [each for each in model.graph.node if node.output[0] in each.input]
-            if all(each.op_type == "SequenceAt" and each.input[1] in values for each in picks):
-                name = node.output[0]
-                sizes[f"{name}_sizes"] = np.asarray(split, np.int64)
+        name, plain = node.output[0], node
+        if node.op_type == "SplitToSequence":
+            split = _sizes(node, tensors, constants)
+            picks = [each for each in model.graph.node if name in each.input]
+            if split and all(each.op_type == "SequenceAt" and each.input[1] in constants for each in picks):
+                sizes[f"{name}_sizes"] = np.array(split)
                 outputs = [f"{name}_{index}" for index in range(len(split))]
                 axis = attribute(node, "axis", 0)
-                nodes.append(helper.make_node("Split", [node.input[0], f"{name}_sizes"], outputs, axis=axis))
-                parts |= {each.output[0]: outputs[int(values[each.input[1]])] for each in picks}
-                continue
-        if node.op_type == "SequenceAt" and node.output[0] in parts:
-            nodes.append(helper.make_node("Identity", [parts[node.output[0]]], [node.output[0]]))
-            continue
-        nodes.append(node)
+                plain = helper.make_node("Split", [node.input[0], f"{name}_sizes"], outputs, axis=axis)
+                parts |= {each.output[0]: outputs[int(constants[each.input[1]])] for each in picks}
+        elif name in parts:
+            plain = helper.make_node("Identity", [parts[name]], [name])
+        nodes.append(plain)
     store(model, sizes)
     replace_nodes(model, nodes)
     return model
 
 
-def _sizes(node: NodeProto, shapes: Mapping[str, list[int]], values: Mapping[str, np.ndarray]) -> list[int]:
+def _sizes(node: NodeProto, tensors: Mapping[str, ValueInfoProto], constants: Mapping[str, np.ndarray]) -> list[int]:
     """The sizes that a SplitToSequence splits into; empty if they are not known or it drops the axis."""
-    axis, dims = attribute(node, "axis", 0), shapes.get(node.input[0], [])
-    whole = dims[axis] if -len(dims) <= axis < len(dims) else 0
-    if len(node.input) < 2 or node.input[1] not in values or not whole:
+    dims = load.shape(tensors[node.input[0]]) if node.input[0] in tensors else []
+    whole = dims[attribute(node, "axis", 0)] if dims else 0
+    if len(node.input) < 2 or node.input[1] not in constants or not whole:
         return []
-    split = values[node.input[1]]
-    each = int(split) if split.ndim == 0 else 0
-    return [min(each, whole - start) for start in range(0, whole, each)] if each else [int(size) for size in split]
+    split = constants[node.input[1]]
+    if split.ndim:
+        return split.tolist()
+    return [min(int(split), whole - start) for start in range(0, whole, int(split))]
 
 
 def batch_norms(model: ModelProto) -> int:
     """How many BatchNormalization nodes a graph has."""
-    return sum(node.op_type == "BatchNormalization" for node in model.graph.node)
+    return load.operators(model).get("BatchNormalization", 0)
 
 
 def expand_batch_norms(model: ModelProto) -> ModelProto:
@@ -132,11 +147,11 @@ def expand_batch_norms(model: ModelProto) -> ModelProto:
     y = x * g + (beta - mean * g) with g = gamma / sqrt(var + epsilon). Source: the operator's definition in the ONNX
     specification. Ensures that no BatchNormalization is left.
     """
-    from onnx import helper, shape_inference
+    from onnx import helper
 
-    values, nodes, constants = weights(model), [], {}
-    inferred = shape_inference.infer_shapes(model).graph
-    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in [*inferred.value_info, *inferred.input]}
+    values, tensors = weights(model), load.values(model)
+    nodes: list[NodeProto] = []
+    constants: dict[str, np.ndarray] = {}
     for node in model.graph.node:
         if node.op_type != "BatchNormalization":
             nodes.append(node)
@@ -144,7 +159,8 @@ def expand_batch_norms(model: ModelProto) -> ModelProto:
         gamma, beta, mean, variance = (values[name].astype(np.float64) for name in node.input[1:5])
         scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
         shift = beta - mean * scale
-        channels = (-1, *[1] * (ranks.get(node.input[0], 4) - 2))
+        rank = len(load.shape(tensors[node.input[0]])) if node.input[0] in tensors else 4
+        channels = (-1, *[1] * (rank - 2))
         result = node.output[0]
         constants |= {f"{result}_scale": scale.reshape(channels), f"{result}_shift": shift.reshape(channels)}
         nodes.append(helper.make_node("Mul", [node.input[0], f"{result}_scale"], [f"{result}_scaled"]))
@@ -165,10 +181,10 @@ def fold_normalisation(model: ModelProto) -> ModelProto:
     from onnx import helper
 
     values, nodes = weights(model), list(model.graph.node)
-    uses = Counter(name for node in nodes for name in node.input) + Counter(v.name for v in model.graph.output)
+    readers = Counter(name for node in nodes for name in node.input)
     cast = next(node for node in nodes if node.op_type == "Cast" and node.input[0] == model.graph.input[0].name)
-    scale, shift, last, folded = 1.0, 0.0, cast.output[0], []
-    while uses[last] == 1:
+    scale, shift, last, folded = np.ones(1), np.zeros(1), cast.output[0], []
+    while readers[last] == 1:
         node = next(each for each in nodes if last in each.input)
         step = _affine(node, last, values)
         if step is None:
@@ -178,24 +194,26 @@ def fold_normalisation(model: ModelProto) -> ModelProto:
         last = node.output[0]
     if not folded or node.op_type != "Conv" or node.input[0] != last or node.input[1] not in values:
         return model
-    weight = values[node.input[1]].astype(np.float64)
-    inputs = weight.shape[1] * attribute(node, "group", 1)
+    weight, groups = values[node.input[1]].astype(np.float64), attribute(node, "group", 1)
+    inputs = weight.shape[1] * groups
     scale, shift = np.broadcast_to(scale, inputs), np.broadcast_to(shift, inputs)
+    if _pads(node) and not scale.all():  # no raw pixel stands for the mean of a channel that is multiplied by zero
+        return model
     # Channels of each output's own group: [outputs, inputs of a group].
-    group = np.arange(len(weight)) // (len(weight) // attribute(node, "group", 1))
+    group = np.arange(len(weight)) // (len(weight) // groups)
     channels = group[:, None] * weight.shape[1] + np.arange(weight.shape[1])
     spatial = (..., *[None] * (weight.ndim - 2))
     changed = {f"{node.input[1]}_pixels": weight * scale[channels][spatial]}
-    front = []
+    pixels, bias, front = cast.output[0], list(node.input[2:]), []
     if _pads(node):
         changed[SHIFT] = (-shift / scale).reshape(1, -1, *[1] * (weight.ndim - 2))
-        front = [helper.make_node("Sub", [cast.output[0], SHIFT], ["centred_pixels"])]
-        bias = list(node.input[2:])
+        front = [helper.make_node("Sub", [pixels, SHIFT], ["centred_pixels"])]
+        pixels = "centred_pixels"
     else:
-        base = values[node.input[2]].astype(np.float64) if len(node.input) > 2 else 0
-        changed[f"{node.output[0]}_bias"] = base + (weight * shift[channels][spatial]).sum(tuple(range(1, weight.ndim)))
+        base = values[bias[0]].astype(np.float64) if bias else 0
         bias = [f"{node.output[0]}_bias"]
-    node.input[:] = [front[0].output[0] if front else cast.output[0], f"{node.input[1]}_pixels", *bias]
+        changed[bias[0]] = base + (weight * shift[channels][spatial]).sum(tuple(range(1, weight.ndim)))
+    node.input[:] = [pixels, f"{node.input[1]}_pixels", *bias]
     store(model, {name: value.astype(np.float32) for name, value in changed.items()})
     rest = [each for each in nodes if each not in folded]
     place = rest.index(cast) + 1
@@ -203,30 +221,26 @@ def fold_normalisation(model: ModelProto) -> ModelProto:
     return model
 
 
-def _affine(node: NodeProto, name: str, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Scale and shift of a node that multiplies each channel of `name` by a constant or adds one; else None."""
-    if node.op_type not in ("Mul", "Add", "Sub", "Div") or len(node.input) != 2:
+def _affine(node: NodeProto, tensor: str, values: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scale and shift of a node that multiplies each channel of `tensor` by a constant or adds one; else None."""
+    others = [name for name in node.input if name != tensor]
+    if len(others) != 1 or others[0] not in values:
         return None
-    other = node.input[1] if node.input[0] == name else node.input[0]
-    constant = values.get(other)
-    swapped = node.input[0] != name and node.op_type in ("Sub", "Div")
-    if constant is None or swapped or not _per_channel(constant):
+    constant, is_first = values[others[0]], node.input[0] == tensor
+    if constant.size != 1 and (constant.ndim < 3 or constant.size != constant.shape[-3]):  # NCHW
         return None
-    value = constant.astype(np.float64).reshape(-1)
-    return {
-        "Mul": (value, np.zeros(1)),
-        "Div": (1 / value if value.all() else value, np.zeros(1)),
-        "Add": (np.ones(1), value),
-        "Sub": (np.ones(1), -value),
-    }[node.op_type]
-
-
-def _per_channel(constant: np.ndarray) -> bool:
-    """Whether a constant of an NCHW graph has one value, or one a channel."""
-    shape = constant.shape[-4:]
-    return constant.size == 1 or (len(shape) >= 3 and constant.size == shape[-3])
+    value, one, zero = constant.astype(np.float64).reshape(-1), np.ones(1), np.zeros(1)
+    if node.op_type == "Mul":
+        return value, zero
+    if node.op_type == "Add":
+        return one, value
+    if node.op_type == "Sub" and is_first:
+        return one, -value
+    if node.op_type == "Div" and is_first and value.all():
+        return 1 / value, zero
+    return None
 
 
 def _pads(conv: NodeProto) -> bool:
-    explicit = any(attribute(conv, "pads", ()))
+    explicit = any(attribute(conv, "pads", []))
     return explicit or attribute(conv, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")

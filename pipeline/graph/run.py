@@ -28,12 +28,12 @@ def session(model: ModelProto, name: str, threads: int | None = None) -> Any:
         raise CheckFailed(f"{name}: ONNX Runtime can't load it: {reason(error)}") from error
 
 
-def outputs(model: ModelProto, inputs: np.ndarray, name: str, batch: int = BATCH) -> np.ndarray:
-    """The first output for inputs `[n, ...]`, computed `batch` at a time. CheckFailed if ONNX Runtime can't run it."""
+def outputs(model: ModelProto, inputs: np.ndarray, name: str) -> np.ndarray:
+    """The first output for inputs `[n, ...]`, computed BATCH at a time. CheckFailed if ONNX Runtime can't run it."""
     ready = session(model, name)
     image = ready.get_inputs()[0].name
     try:
-        parts = [ready.run(None, {image: inputs[start : start + batch]})[0] for start in range(0, len(inputs), batch)]
+        parts = [ready.run(None, {image: inputs[start : start + BATCH]})[0] for start in range(0, len(inputs), BATCH)]
     except Exception as error:
         raise CheckFailed(f"{name}: ONNX Runtime can't run it: {reason(error)}") from error
     return np.concatenate(parts)
@@ -52,7 +52,7 @@ def check_same(before: np.ndarray, after: np.ndarray, differs: str) -> float:
 
     `differs` begins the message, such as "mnist_cnn.onnx: a logit differs".
     """
-    found = difference(before, after)
-    if not found <= TOLERANCE:
-        raise CheckFailed(f"{differs} by {found:.3g} of the largest: expected {TOLERANCE:g} at most")
-    return found
+    largest = difference(before, after)
+    if not largest <= TOLERANCE:
+        raise CheckFailed(f"{differs} by {largest:.3g} of the largest: expected {TOLERANCE:g} at most")
+    return largest

@@ -1,4 +1,4 @@
-"""What can run a form of the model: one file a runtime, listed in `every`; `session` has its protocol."""
+"""Runtimes, which run forms of a model: one file each, listed in `every`; `session` has their protocol."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ def every() -> list[ModuleType]:
 
 
 def readers(kind: str, provider: str | None = None) -> list[tuple[ModuleType, str]]:
-    """Every (runtime, mode) that runs artifacts of this kind; `provider` in place of the modes of a runtime that has
-    providers. UsageError if none does.
+    """Every (runtime, mode) that runs artifacts of this kind. UsageError if none does.
+
+    A `provider` replaces the modes of a runtime that has it.
     """
-    found = []
+    pairs = []
     for runtime in every():
         modes = runtime.READS.get(kind, ())
         if modes and provider in runtime.PROVIDERS:
             modes = (provider,)
-        found += [(runtime, mode) for mode in modes]
-    if not found:
+        pairs += [(runtime, mode) for mode in modes]
+    if not pairs:
         raise UsageError(f"no runtime runs artifacts of kind {kind!r}: expected one of {', '.join(sorted(kinds()))}")
-    return found
+    return pairs
 
 
 def unable(artifact: Artifact) -> str | None:
@@ -44,9 +45,9 @@ def kinds() -> set[str]:
     return {kind for runtime in every() for kind in runtime.READS}
 
 
-def packages(some: Iterable[tuple[ModuleType, str]]) -> list[str]:
+def packages(pairs: Iterable[tuple[ModuleType, str]]) -> list[str]:
     """The distributions whose versions go on record for these (runtime, mode) pairs, sorted."""
-    return sorted({package for runtime, _ in some for package in runtime.PACKAGES})
+    return sorted({package for runtime, _ in pairs for package in runtime.PACKAGES})
 
 
 def title(runtime: ModuleType) -> str:

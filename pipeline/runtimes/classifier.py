@@ -15,7 +15,7 @@ from pipeline.records import manifest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BATCH = 500  # images at once: memory stays small whatever is asked
+BATCH = 500  # images at once, so that memory stays small
 
 
 class Classifier:
@@ -31,19 +31,30 @@ class Classifier:
         self.arithmetic: str = session.arithmetic
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw pixels uint8 `[n, c, h, w]`, or one image `[c, h, w]`, to logits float32 `[n, classes]`.
+        """Return the logits, float32 `[n, classes]`, of raw pixels, uint8 `[n, c, h, w]` or one image `[c, h, w]`.
 
         Images of one channel may leave its axis out. Raises UsageError for another type or shape: pixels are 0 to 255,
         not normalised.
         """
-        return in_batches(self._session, self._checked(images))
+        channels, height, width = self.input
+        given = np.asarray(images)
+        if given.dtype != np.uint8:
+            raise UsageError(f"images are {given.dtype}: expected uint8, raw pixels 0 to 255, not normalised")
+        shaped = given[None] if given.ndim == 2 or list(given.shape) == self.input else given
+        if shaped.ndim == 3 and channels == 1:
+            shaped = shaped[:, None]
+        if shaped.ndim != 4 or list(shaped.shape[1:]) != self.input:
+            wanted = f"[n, {channels}, {height}, {width}] or [{channels}, {height}, {width}]"
+            wanted += f", [n, {height}, {width}] or [{height}, {width}]" * (channels == 1)
+            raise UsageError(f"images are {list(given.shape)}: expected {wanted}")
+        return in_batches(self._session, np.ascontiguousarray(shaped))
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """The softmax of the logits, float64 `[n, 10]`."""
+        """Return the softmax of the logits, float64 `[n, classes]`."""
         return softmax(self(images))
 
     def predict(self, images: NDArray[np.uint8]) -> list[str]:
-        """The likeliest class of each image, by name."""
+        """Return the name of each image's likeliest class."""
         return [self.classes[index] for index in self(images).argmax(1)]
 
     def close(self) -> None:
@@ -56,20 +67,6 @@ class Classifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _checked(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        channels, height, width = self.input
-        given = np.asarray(images)
-        if given.dtype != np.uint8:
-            raise UsageError(f"images are {given.dtype}: expected uint8, raw pixels 0 to 255, not normalised")
-        shaped = given[None] if given.ndim == 2 or list(given.shape) == self.input else given
-        if shaped.ndim == 3 and channels == 1:
-            shaped = shaped[:, None]
-        if shaped.ndim != 4 or list(shaped.shape[1:]) != self.input:
-            wanted = f"[n, {channels}, {height}, {width}] or [{channels}, {height}, {width}]"
-            wanted += f", [n, {height}, {width}] or [{height}, {width}]" * (channels == 1)
-            raise UsageError(f"images are {list(given.shape)}: expected {wanted}")
-        return np.ascontiguousarray(shaped)
-
 
 def load(path: str | Path, *, mode: str | None = None, threads: int | None = None) -> Classifier:
     """Open a file made here (`.onnx`, `.fp16.onnx`, an engine, a checkpoint) after its bytes were checked.
@@ -78,19 +75,19 @@ def load(path: str | Path, *, mode: str | None = None, threads: int | None = Non
     Raises UsageError where file, record or runtime is missing, CheckFailed if a byte was altered.
     """
     record = manifest.read(Path(path))
-    readers = runtimes.readers(record.kind)
-    runtime, first = next((each for each in readers if runtimes.title(each[0]) != "float16"), readers[0])
+    # Of a `.fp16.onnx` the rounded twin comes first, which is for proofs, not for use.
+    runtime, first = next(reader for reader in runtimes.readers(record.kind) if reader[0].TIMED)
     return Classifier(runtime.load(record, mode=first if mode is None else mode, threads=threads), record)
 
 
 def in_batches(session: Callable[[Any], Any], images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A session's logits `[n, classes]` for any n, also 0, some hundred images at a time."""
+    """Return a session's logits `[n, classes]` for any number of images, also none, computed BATCH at a time."""
     starts = range(0, max(len(images), 1), BATCH)
     return np.concatenate([session(images[start : start + BATCH]) for start in starts])
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities of logits `[n, classes]`, in float64; the largest is subtracted first, so nothing overflows."""
+    """Return the probabilities of logits `[n, classes]`; the largest is subtracted first, so nothing overflows."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     powers = np.exp(shifted)

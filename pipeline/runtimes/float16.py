@@ -25,9 +25,9 @@ TIMED = False
 
 
 class Session(base.Session):
-    """The twin of a float16 graph. `arithmetic` is one of MODES."""
+    """The twin of a `.fp16.onnx` in one of MODES, which is its `arithmetic`, too."""
 
-    def __init__(self, artifact: Artifact, mode: str, threads: int | None) -> None:
+    def __init__(self, artifact: Artifact, *, mode: str = MODES[0], threads: int | None = None) -> None:
         self.arithmetic = mode
         model = graphs.load(artifact)
         if mode == MODES[1]:
@@ -35,14 +35,8 @@ class Session(base.Session):
         self._session = run.session(float16.rounded_twin(model), str(artifact.path), threads)
         self._image = self._session.get_inputs()[0].name
 
-    def __exit__(self, *_: object) -> None:
-        self._session = None
-
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`."""
         return self._session.run(None, {self._image: images})[0]
 
 
-def load(artifact: Artifact, *, mode: str = MODES[0], threads: int | None = None) -> Session:
-    """A session of a `.fp16.onnx` in one of MODES."""
-    return Session(artifact, mode, threads)
+load = Session

@@ -6,44 +6,39 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy as np
 
     from pipeline.records.manifest import Artifact
 
 
 class Session:
-    """A form that is ready to run, as a context manager.
+    """A form that is ready to run, as a context manager."""
 
-    `arithmetic` is what it really computes in, for a person.
-    """
-
-    arithmetic: str
+    arithmetic: str  # the one it really computes in, for a person
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give back what the runtime holds."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, on the host."""
+        """Return the float32 logits `[n, classes]` of uint8 images `[n, c, h, w]`, on the host."""
         raise NotImplementedError
 
     def step(self, batch: int) -> Callable[[], None]:
-        """A function that runs one prepared request of `batch` images. Needed where the runtime is `TIMED`."""
+        """Return a function that runs one prepared request of `batch` images. Needed where the runtime is `TIMED`."""
         raise NotImplementedError
 
     def gpu_step(self, batch: int) -> Callable[[], float] | None:
-        """A function that computes once on what is on the GPU and gives the seconds it took; None without a GPU."""
+        """Return a function that computes on the GPU's memory once, for the seconds it took; None without a GPU."""
         return None
 
 
 class Runtime(Protocol):
     """What a runtime's file defines; what has a default here may be left out.
 
-    Nothing heavy is imported before `load`.
+    Nothing heavy is imported before `load`, which may be the class of its sessions.
     """
 
     READS: Mapping[str, tuple[str, ...]]  # the kinds of artifact it runs, and the modes of each ("" for the only one)
@@ -54,7 +49,7 @@ class Runtime(Protocol):
 
     @staticmethod
     def load(artifact: Artifact, *, mode: str = "", threads: int | None = None) -> Session:
-        """A session of a form in one of the modes that its kind has."""
+        """Open a form in one of the modes that its kind has."""
         raise NotImplementedError
 
     @staticmethod

@@ -23,9 +23,7 @@ def run(unfolded: Artifact, *, out: Out, data: Data = None) -> Artifact:
     Raises CheckFailed if a logit differs by more than 1e-4 of the largest.
     """
     source = load.load(unfolded)
-    model = passes.split_plainly(passes.optimize(load.load(unfolded)))
-    left = passes.batch_norms(model)
-    model = passes.strip(passes.fold_normalisation(passes.expand_batch_norms(model)))
+    model, left = passes.fold(load.load(unfolded))
     name = f"{unfolded.path}, folded"
     describe(model, unfolded, name)
     pixels = images(unfolded, data).images

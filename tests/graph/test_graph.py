@@ -11,7 +11,6 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pipeline.errors import CheckFailed
@@ -45,14 +44,7 @@ def settled(network: nn.Module) -> nn.Module:
 def exported(network: nn.Module, shape: tuple[int, ...], classes: int = 10) -> onnx.ModelProto:
     with torch.inference_mode():
         network.eval()(torch.zeros(2, *shape))  # gives lazy layers their size
-    return passes.strip(export.export(settled(network), card(shape, classes), 18, "net"))
-
-
-def folded(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The folded graph, and how many BatchNorms were left to Mul and Add."""
-    model = passes.split_plainly(passes.optimize(copy.deepcopy(model)))
-    left = passes.batch_norms(model)
-    return passes.strip(passes.fold_normalisation(passes.expand_batch_norms(model))), left
+    return passes.strip(export.export(network, card(shape, classes), 18, "net"))
 
 
 def pixels(shape: tuple[int, ...], n: int = 4) -> np.ndarray:
@@ -63,10 +55,9 @@ def by_pytorch(network: nn.Module, images: np.ndarray) -> np.ndarray:
     """The network's own answers in float64."""
     channels = images.shape[1]
     mean, std = (torch.tensor(each[:channels], dtype=torch.float64).view(-1, 1, 1) for each in (MEAN, STD))
+    normalised = (torch.from_numpy(images).double() / 255 - mean) / std
     with torch.inference_mode():
-        return (
-            copy.deepcopy(network).double()((torch.from_numpy(images).double() / 255 - mean) / std).flatten(1).numpy()
-        )
+        return copy.deepcopy(network).double()(normalised).flatten(1).numpy()
 
 
 def sequential(*layers: nn.Module) -> nn.Sequential:
@@ -88,7 +79,7 @@ NETWORKS = {
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request):
     make, shape, norms, left = NETWORKS[request.param]
-    made = make()
+    made = settled(make())
     return made, exported(made, shape), shape, norms, left
 
 
@@ -98,10 +89,10 @@ def test_every_network_is_the_same_after_every_pass(network):
     expected = by_pytorch(made, images)
     assert passes.batch_norms(model) == norms
     assert run.difference(expected, run.outputs(model, images, "exported")) < 1e-5
-    result, kept = folded(model)
-    assert kept == left and passes.batch_norms(result) == 0
-    assert run.difference(expected, run.outputs(result, images, "folded")) < 1e-5
-    half = float16.half(result)
+    folded, kept = passes.fold(copy.deepcopy(model))
+    assert kept == left and not [name for name in load.operators(folded) if name.startswith(("BatchNorm", "Sequence"))]
+    assert run.difference(expected, run.outputs(folded, images, "folded")) < 1e-5
+    half = float16.half(folded)
     load.parse(half.SerializeToString(), "half")
     assert float16.float32_nodes(half) == []
     for rounded in (half, float16.rounded_sums(half)):
@@ -111,18 +102,25 @@ def test_every_network_is_the_same_after_every_pass(network):
 def test_tensorrt_takes_every_network_in_half(network):
     tensorrt = bindings.load("tensorrt-rtx")
     log = bindings.logger(tensorrt)
-    half = float16.half(folded(network[1])[0])
+    half = float16.half(passes.fold(copy.deepcopy(network[1]))[0])
     _, layers = builder._parsed(half.SerializeToString(), "half", tensorrt.Builder(log), tensorrt, log)
     precision.assert_parsed("half", layers, "HALF")
 
 
-def test_a_padded_first_convolution_leaves_one_sub_of_raw_pixels():
-    model, _ = folded(exported(sequential(nn.Conv2d(3, 4, 3, padding=1)), (3, 16, 16)))
-    assert [node.op_type for node in model.graph.node if node.op_type != "Shape"][:3] == ["Cast", "Sub", "Conv"]
-    shift = passes.weights(model)[passes.SHIFT].ravel()
-    assert np.allclose(shift, 255 * np.array(MEAN), rtol=1e-6)
-    model, _ = folded(exported(sequential(nn.Conv2d(3, 4, 3)), (3, 16, 16)))
-    assert [node.op_type for node in model.graph.node if node.op_type != "Shape"][:2] == ["Cast", "Conv"]
+@pytest.mark.parametrize(("padding", "begins"), [(1, ["Cast", "Sub", "Conv"]), (0, ["Cast", "Conv"])])
+def test_only_a_padded_first_convolution_leaves_one_sub_of_raw_pixels(padding, begins):
+    model, _ = passes.fold(exported(sequential(nn.Conv2d(3, 4, 3, padding=padding)), (3, 16, 16)))
+    assert [node.op_type for node in model.graph.node if node.op_type != "Shape"][: len(begins)] == begins
+    if padding:
+        assert np.allclose(passes.weights(model)[passes.SHIFT].ravel(), 255 * np.array(MEAN), rtol=1e-6)
+
+
+def test_a_channel_that_is_multiplied_by_zero_before_padding_stays_so():
+    """No raw pixel gives what padding has to stand for there."""
+    network = settled(sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)))
+    nn.init.zeros_(network[0].weight[:1])
+    model, images = exported(network, (3, 16, 16)), pixels((3, 16, 16))
+    assert run.difference(by_pytorch(network, images), run.outputs(passes.fold(model)[0], images, "net")) < 1e-5
 
 
 @st.composite
@@ -147,7 +145,7 @@ def networks(draw) -> tuple[nn.Sequential, tuple[int, int, int]]:
 @given(networks())
 def test_random_networks_fold_to_the_same_function(drawn):
     network, shape = drawn
-    model, _ = folded(exported(network, shape))
+    model, _ = passes.fold(exported(network, shape))
     assert passes.batch_norms(model) == 0
     assert run.difference(by_pytorch(network, pixels(shape)), run.outputs(model, pixels(shape), "net")) < 1e-4
 
@@ -166,92 +164,83 @@ def test_extreme_batch_norms_fold_exactly(statistic, value, between):
     network = settled(nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), between(), norm, nn.ReLU(), nn.Conv2d(3, 2, 9)))
     with torch.no_grad():
         getattr(norm, statistic)[1] = value
-    model = passes.strip(export.export(network, card((1, 11, 11), 2), 18, "net"))
-    result, _ = folded(model)
-    images = pixels((1, 11, 11))
-    received = run.outputs(result, images, "net")
+    model, images = exported(network, (1, 11, 11), 2), pixels((1, 11, 11))
+    received = run.outputs(passes.fold(model)[0], images, "net")
     assert np.isfinite(received).all() and run.difference(by_pytorch(network, images), received) < 1e-5
 
 
-def graph(
-    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray] | None = None, **model: object
-) -> onnx.ModelProto:
-    """A model from uint8 images [batch, 1, 4, 4] through these nodes to float32 logits [batch, 16]."""
-    ends = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 1, 4, 4]),
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 16])]  # fmt: skip
-    tensors = [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()]
-    made = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
-    return helper.make_model(made, **{"opset_imports": [helper.make_opsetid("", 18)], "ir_version": 8, **model})
-
-
-PLAIN = [helper.make_node("Cast", ["images"], ["x"], to=1), helper.make_node("Flatten", ["x"], ["logits"])]
-
-
-def external() -> onnx.ModelProto:
-    model = graph(PLAIN, {"w": np.zeros(4, np.float32)})
-    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    entry = model.graph.initializer[0].external_data.add()
-    entry.key, entry.value = "location", "/etc/passwd"
+def graph(nodes: str, imports: str = "", functions: str = "", **weights: object) -> onnx.ModelProto:
+    """A model from uint8 images [batch, 1, 4, 4], cast to float32 `x`, through these nodes to float32 logits [batch, 16]."""
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 18{imports}]> g (uint8[batch, 1, 4, 4] images) => (float[batch, 16] logits)'
+        f" {{ x = Cast <to = 1> (images) {nodes} }} {functions}"
+    )
+    passes.store(model, {name: np.asarray(value) for name, value in weights.items()})
     return model
 
 
-def functions() -> onnx.ModelProto:
-    body = [helper.make_node("Identity", ["a"], ["b"])]
-    made = helper.make_function("", "F", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
-    return graph(PLAIN, functions=[made])
+PLAIN = "logits = Flatten (x)"
 
 
-def conditional() -> onnx.ModelProto:
-    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "b", [],
-                               [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])  # fmt: skip
-    chosen = helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
-    return graph([PLAIN[0], chosen, helper.make_node("Flatten", ["z"], ["logits"])], {"c": np.array(True)})
+def external() -> onnx.ModelProto:
+    model = graph(PLAIN, w=np.zeros(4, np.float32))
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    return model
+
+
+CHOICE = "b () => (float[batch, 1, 4, 4] y) { y = Identity (x) }"
+FUNCTION = '<domain: "local", opset_import: ["" : 18]> F (a) => (b) { b = Identity (a) }'
 
 
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (conditional(), "control flow: If"),
+        (
+            graph(f"z = If (c) <then_branch = {CHOICE}, else_branch = {CHOICE}> logits = Flatten (z)", c=True),
+            "control flow: If",
+        ),
         (external(), "weights outside the file: w"),
-        (functions(), "model-local functions: F"),
-        (graph([PLAIN[0], helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft"), helper.make_node("Flatten", ["y"], ["logits"])],
-               opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]), "custom operators: com.microsoft::Gelu"),
-        (graph([PLAIN[0], helper.make_node("Bernoulli", ["x"], ["y"]), helper.make_node("Flatten", ["y"], ["logits"])]), "random operators: Bernoulli"),
-        (graph([PLAIN[0], helper.make_node("Expand", ["x", "s"], ["y"]), helper.make_node("ReduceMax", ["y", "a"], ["z"]), helper.make_node("Flatten", ["z"], ["logits"])],
-               {"s": np.array([1, 2**28, 4, 4]), "a": np.array([1])}), "elements an image"),
-        (graph([helper.make_node("Conv", ["images"], ["logits"])]), "is not a valid ONNX graph"),
+        (graph(PLAIN, functions=FUNCTION), "model-local functions: F"),
+        (
+            graph("y = com.microsoft.Gelu (x) logits = Flatten (y)", ', "com.microsoft" : 1'),
+            "custom operators: com.microsoft::Gelu",
+        ),
+        (graph("y = Bernoulli (x) logits = Flatten (y)"), "random operators: Bernoulli"),
+        (
+            graph("y = Expand (x, s) z = ReduceMax (y, a) logits = Flatten (z)", s=[1, 2**28, 4, 4], a=[1]),
+            "elements an image",
+        ),
+        (graph("logits = Conv (x)"), "is not a valid ONNX graph"),
+        (b"no ONNX", "is not an ONNX file"),
+        (b"\x00" * 40, "is not an ONNX file"),
+        (b"", "is not a valid ONNX graph"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_plain_graph_is_refused_by_name(model, expected):
-    with pytest.raises(CheckFailed, match=expected):
-        load.parse(model.SerializeToString(), "net.onnx")
-    assert load.parse(graph(PLAIN).SerializeToString(), "net.onnx")
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    with pytest.raises(CheckFailed, match=rf"^net\.onnx: .*{expected}"):
+        load.parse(content, "net.onnx")
 
 
-def test_no_onnx_is_refused():
-    for content in (b"no ONNX", b"", b"\x00" * 40):
-        with pytest.raises(CheckFailed, match=r"net\.onnx"):
-            load.parse(content, "net.onnx")
+def test_a_plain_graph_is_taken():
+    assert load.parse(graph(PLAIN).SerializeToString(), "net.onnx") == graph(PLAIN)
 
 
 def test_the_twin_rounds_after_every_operator_and_overflows_where_float16_does():
     values = np.array([1.0, 1 + 2**-11, 3.0, 60000.0], np.float32)
-    nodes = [helper.make_node("Cast", ["images"], ["x"], to=1), helper.make_node("Flatten", ["x"], ["f"]),
-             helper.make_node("Mul", ["f", "w"], ["logits"])]  # fmt: skip
-    half = float16.half(graph(nodes, {"w": np.tile(values, 4)}))
-    twin = float16.rounded_twin(half)
+    half = float16.half(graph("f = Flatten (x) logits = Mul (f, w)", w=np.tile(values, 4)))
     images = np.full((1, 1, 4, 4), 2, np.uint8)
     with np.errstate(over="ignore"):
         expected = (values.astype(np.float16) * np.float16(2)).astype(np.float32)
-    assert np.array_equal(run.outputs(twin, images, "twin")[0, :4], expected) and np.isinf(expected[3])
+    received = run.outputs(float16.rounded_twin(half), images, "twin")[0, :4]
+    assert np.array_equal(received, expected) and np.isinf(expected[3])
 
 
 def test_the_twin_agrees_with_pytorch_in_half_precision():
     """An independent implementation: PyTorch's CPU kernels also round after every operator, summing in float32."""
-    network = settled(
-        nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 10, 3), nn.AvgPool2d(11))
-    )
-    model, _ = folded(passes.strip(export.export(network, card((1, 28, 28)), 18, "net")))
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 10, 3), nn.AvgPool2d(11))
+    model, _ = passes.fold(exported(network, (1, 28, 28)))
     half, images = float16.half(model), pixels((1, 28, 28), 16)
     weights = [torch.from_numpy(passes.weights(half)[name].copy()) for node in half.graph.node if node.op_type == "Conv"
                for name in node.input[1:]]  # fmt: skip
@@ -265,9 +254,7 @@ def test_sums_in_blocks_are_rounded_in_between():
     """A sum whose second half is lost in float16 once the first half is rounded: 2048 + 1 - 2048."""
     weights = np.zeros((1, 192, 1, 1), np.float32)
     weights[0, [0, 64, 128], 0, 0] = 2048, 1, -2048
-    nodes = [helper.make_node("Cast", ["images"], ["x"], to=1), helper.make_node("Expand", ["x", "s"], ["e"]),
-             helper.make_node("Conv", ["e", "w"], ["y"]), helper.make_node("Flatten", ["y"], ["logits"])]  # fmt: skip
-    half = float16.half(graph(nodes, {"s": np.array([1, 192, 4, 4]), "w": weights}))
+    half = float16.half(graph("e = Expand (x, s) y = Conv (e, w) logits = Flatten (y)", s=[1, 192, 4, 4], w=weights))
     ones = np.ones((1, 1, 4, 4), np.uint8)
     assert (run.outputs(float16.rounded_twin(half), ones, "once") == 1).all()
     split = float16.rounded_twin(float16.rounded_sums(half))
@@ -275,16 +262,14 @@ def test_sums_in_blocks_are_rounded_in_between():
 
 
 def test_ranges_are_those_of_the_values():
-    model, _ = folded(exported(sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2)), (1, 12, 12)))
-    images = pixels((1, 12, 12), 7)
-    found = calibration.ranges(model, images)
-    watched = copy.deepcopy(model)
-    conv = next(node for node in model.graph.node if node.op_type == "Conv")
-    pool = next(node for node in model.graph.node if node.op_type == "AveragePool")
-    for node, factor in ((conv, 1), (pool, 4)):
-        watched.graph.output[0].name = node.output[0]
-        watched.graph.output[0].type.tensor_type.ClearField("shape")
+    model, _ = passes.fold(exported(sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AvgPool2d(2)), (1, 12, 12)))
+    images = pixels((1, 12, 12), calibration.BATCH + 7)
+    ranges = calibration.ranges(model, images)
+    for operator, factor in (("Conv", 1), ("AveragePool", 4)):
+        name = next(node.output[0] for node in model.graph.node if node.op_type == operator)
+        watched = copy.deepcopy(model)
+        watched.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
         values = np.abs(run.outputs(watched, images, "net"))
-        seen = found[node.output[0]]
-        assert seen.largest == pytest.approx(values.max() * factor) and seen.values == values.size and seen.images == 7
-        assert seen.to_zero == np.count_nonzero((values < calibration.TO_ZERO) & (values > 0))
+        assert ranges[name].largest == pytest.approx(values.max() * factor)
+        assert (ranges[name].values, ranges[name].images) == (values.size, len(images))
+        assert ranges[name].to_zero == np.count_nonzero((values < calibration.TO_ZERO) & (values > 0))

@@ -38,8 +38,8 @@ WRONG = (  # what, file, old, new, words of the check's message when the chain i
      "    w = next(t for t in model.graph.initializer if len(t.dims) == 4 and t.dims[2] == 3)\n"
      "    w.CopyFrom(h.from_array(h.to_array(w).transpose(0, 1, 3, 2).copy(), w.name))\n"
      "    pixels = images(checkpoint, data).images", EXPORTED),
-    ("a weight is left in float32", FLOAT16, "if tensor.name not in wide:",
-     "if tensor.name not in wide and len(tensor.dims) != 1:", "is not a valid ONNX graph"),
+    ("a weight is left in float32", FLOAT16, "if tensor.name not in wide]",
+     "if tensor.name not in wide and len(tensor.dims) != 1]", "is not a valid ONNX graph"),
     ("a weight is scaled past float16", FLOAT16, "numpy_helper.to_array(tensor).astype(dtype)",
      "(numpy_helper.to_array(tensor) * 1e6).astype(dtype)", "it overflows"),
     ("every answer counts as right", VERIFY, "correct = predictions == labels",
@@ -54,7 +54,7 @@ BLIND = (  # what, file, old, new, the attempt to fool the gate that is no longe
     ("a form may ignore its input", VERIFY, "failures = _ignoring(answers, split) + ", "failures = [] + ",
      "a model that ignores its input"),
     ("images may be in it twice", VERIFY, ' + _spoilt(split, forms[0], data)', "", "the set twice"),
-    ("another provider will do", "pipeline/runtimes/onnxruntime.py", "!= PROVIDERS[provider]:", "is None:",
+    ("another provider will do", "pipeline/runtimes/onnxruntime.py", "!= provider:", "is None:",
      "falls back in silence"),
 )  # fmt: skip
 
