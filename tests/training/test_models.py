@@ -28,7 +28,7 @@ def test_the_network_is_the_given_one_layer_by_layer():
         for layer, shape, size in zip(words[::3], words[1::3], words[2::3], strict=True)
     ]
     table = models.layers(MODEL.build(), MODEL.input)
-    assert [(row["layer"], row["output"], row["parameters"]) for row in table] == expected
+    assert [(row.layer, row.output, row.parameters) for row in table] == expected
     assert len(expected) == 24 and sum(size for _, _, size in expected) == 9596
 
 

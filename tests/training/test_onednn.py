@@ -75,7 +75,10 @@ def test_the_padding_stays_zero():
 
 
 def test_a_network_it_cannot_do_is_left_to_pytorch():
+    convolution = nn.Conv2d(2, 2, 3, bias=False)
     others = [
+        nn.Sequential(convolution, convolution),
+        MODEL.build().requires_grad_(False),
         MODEL.build(dropout=0.1),
         nn.Sequential(nn.Conv2d(1, 2, 3)),
         nn.Sequential(nn.Conv2d(1, 2, 3, padding="same", bias=False)),

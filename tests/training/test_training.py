@@ -16,7 +16,7 @@ MODEL = models.get("mnist_cnn")
 
 
 def test_the_step_schedule_is_pytorchs_steplr():
-    recipe = models.recipe("mnist_cnn", "default")
+    recipe = MODEL.recipes["default"]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.lr)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
     for epoch in range(recipe.epochs):
@@ -40,9 +40,9 @@ def trained(**how) -> dict[str, torch.Tensor]:
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (640, 1, 28, 28), np.uint8)
     recipe = replace(MODEL.recipes["default"], epochs=1, **how.pop("recipe", {}))
-    ((network, figures, _),) = Trainer(MODEL, recipe, 0, **how).fit(images, noise.integers(0, 10, 640))
+    ((_, figures, state),) = Trainer(MODEL, recipe, 0, **how).fit(images, noise.integers(0, 10, 640))
     assert figures["epoch"] == 1 and np.isfinite(figures["train_loss"])
-    return training.weights(network)
+    return state
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
