@@ -80,15 +80,13 @@ def run(
     chosen = recipes.options(**locals())
     trained = check.model(model)
     train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
+    chosen["images"] = train.digests
     kept = out / SNAPSHOT.format(model=model)
     network, predictions, history = _epochs(Trainer.of(chosen), train, measured, kept, chosen, resume)
     import safetensors.torch
 
     path, content = out / FILE.format(model=model), safetensors.torch.save(copied(network.state_dict()))
-    how: dict[str, Any] = {
-        "options": {**chosen, "images": train.digests},
-        "code": code.digest(__name__, *sources(model)),
-    }
+    how: dict[str, Any] = {"options": chosen, "code": code.digest(__name__, *sources(model))}
     # The checkpoint last: with it on record, training is done, and these are its curves.
     parents = {path.name: hashlib.sha256(content).hexdigest()}
     manifest.write(out / HISTORY.format(model=model), _table(history), facts=History(), parents=parents, **how)

@@ -33,27 +33,17 @@ def test_the_log_reads_as_the_seeds_does(chain):
 def test_the_checkpoint_is_traced_to_the_pixels(chain, few):
     made = manifest.read(chain / "mnist_cnn.safetensors")
     assert made.parents == imagesets.load(str(few), "train", (1, 28, 28), DIGITS).digests
-    assert made.facts.parameters == 9596
+    assert made.facts.parameters == 9596 and made.versions["torch"]
     assert made.options["lr"] == 0.04 and made.options["epochs"] == 2 and made.options["seed"] == 0
     assert made.facts.reference.correct + len(made.facts.reference.wrong) == 500
     assert made.facts.test_accuracy > 0.85
+    shown = json.loads(command("show", made.path).stdout)
+    assert shown["kind"] == "checkpoint" and shown["options"] == made.options
 
 
 def test_the_history_is_a_table(chain):
     row, _ = csv.DictReader((chain / "mnist_cnn.history.csv").open())
     assert row["epoch"] == "1" and float(row["lr"]) == 0.04 and float(row["test_accuracy"]) > 0.5
-    assert manifest.read(chain / "mnist_cnn.history.csv").parents.keys() == {"mnist_cnn.safetensors"}
-
-
-def killed_in_the_second_epoch(out, *words) -> None:
-    process = started("train", "--out", out, *words, stderr=subprocess.DEVNULL)
-    snapshot = out / "mnist_cnn.training.safetensors"
-    while not snapshot.exists():
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.02)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
 
 
 def test_a_checkpoint_on_record_has_its_own_curves(few, tmp_path, monkeypatch):
@@ -83,16 +73,20 @@ def test_a_checkpoint_on_record_has_its_own_curves(few, tmp_path, monkeypatch):
 def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(few, tmp_path, dropout):
     """Dropout, augmentation, momentum and a learning-rate step between the two epochs all have to be carried over."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    killed.mkdir()
     words = ["--data", few, *OPTIONS, "--dropout", dropout]
-    killed_in_the_second_epoch(killed, *words)
+    process = started("train", "--out", killed, *words, stderr=subprocess.DEVNULL)
+    while not (killed / "mnist_cnn.training.safetensors").exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    time.sleep(0.1)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     assert [path.name for path in killed.iterdir()] == ["mnist_cnn.training.safetensors"]
     error = one_line(command("train", "--out", killed, *words, "--resume", "--lr", "0.1"), 2)
     assert "was begun with lr 0.04: expected 0.1" in error
     resumed = command("train", "--out", killed, *words, "--resume")
-    assert (
-        resumed.returncode == 0 and "resuming after epoch 1 of 2" in resumed.stderr and "epoch 1:" not in resumed.stderr
-    )
+    assert resumed.returncode == 0 and "resuming after epoch 1 of 2" in resumed.stderr
+    assert "epoch 1:" not in resumed.stderr
     assert command("train", "--out", whole, *words).returncode == 0
     one, other = (manifest.read(out / "mnist_cnn.safetensors") for out in (killed, whole))
     assert one.sha256 == other.sha256 and one.facts == other.facts
@@ -105,30 +99,27 @@ def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(few, tmp_pat
 @pytest.mark.parametrize(
     "wrong",
     [
-        ["--epochs", "0"],
-        ["--epochs"],
-        ["--lr", "-1"],
-        ["--lr", "nan"],
-        ["--rotation", "inf"],
-        ["--seed", "65536"],  # would be seed 0 once more
-        ["--epochs", "65536"],
-        ["--seed", "-1"],
-        ["--gamma", "x"],
-        ["--dropout", "2"],
-        ["--batch-size", "0"],
-        ["--limit", "0"],
-        ["--rotation", "-5"],
-        ["--device", "tpu"],
-        ["--schedule", "cosine"],
-        ["--recipe", "worst"],
-        ["--train-threads", "0"],
-        ["--warmup", "2"],
-        ["--no-such-option"],
+        "--epochs 0",
+        "--epochs 65536",
+        "--lr -1",
+        "--lr nan",
+        "--rotation inf",
+        "--rotation -5",
+        "--seed 65536",  # would be seed 0 once more
+        "--seed -1",
+        "--gamma x",
+        "--dropout 2",
+        "--batch-size 0",
+        "--limit 0",
+        "--device tpu",
+        "--schedule cosine",
+        "--recipe worst",
+        "--train-threads 0",
     ],
 )
 def test_wrong_numbers_are_one_line(tmp_path, few, wrong):
-    error = one_line(command("train", "--out", tmp_path, "--data", few, *wrong), 2)
-    assert wrong[0] in error and not list(tmp_path.iterdir())
+    error = one_line(command("train", "--out", tmp_path, "--data", few, *wrong.split()), 2)
+    assert wrong.split()[0] in error and not list(tmp_path.iterdir())
 
 
 def test_a_damaged_snapshot_is_one_line(tmp_path, few):
@@ -143,7 +134,7 @@ def test_a_damaged_snapshot_is_one_line(tmp_path, few):
 @pytest.fixture
 def begun(tmp_path):
     """A snapshot after an epoch of a training, and that training's options."""
-    asked = recipe.options("mnist_cnn", **HOW, epochs=2)
+    asked = {**recipe.options("mnist_cnn", **HOW, epochs=2), "images": {}}
     noise = np.random.default_rng(0)
     images, labels = noise.integers(0, 256, (128, 1, 28, 28), np.uint8), noise.integers(0, 10, 128)
     _, figures, state = next(Trainer.of(asked, quiet=True).fit(images, labels))
@@ -182,6 +173,8 @@ def test_a_training_with_other_options_says_that_it_replaces_the_unfinished_one(
     snapshot, asked = begun
     assert snapshots.resume(snapshot, {**asked, "lr": 0.1}, None) == (None, [])
     assert "an unfinished training is replaced, since it has lr 0.04 instead of 0.1" in capsys.readouterr().err
+    assert snapshots.resume(snapshot, {**asked, "images": {"train-images": "0"}}, None) == (None, [])
+    assert "since it has images {} instead of {'train-images': '0'}" in capsys.readouterr().err
     snapshots.resume(snapshot, {**asked, "lr": 0.1}, False)  # asked for
     snapshots.resume(snapshot.with_name("none"), {**asked, "lr": 0.1}, None)
     assert capsys.readouterr().err == ""
@@ -191,11 +184,6 @@ def test_a_number_that_no_recipe_has_is_refused():
     with pytest.raises(UsageError, match="--momentun: mnist_cnn has no such number: expected one of epochs"):
         recipe.options("mnist_cnn", **HOW, momentun=0.5)
     assert recipe.options("mnist_cnn", **HOW, momentun=None, out="x", data="y", resume=True)["momentum"] == 0.9
-
-
-def test_show_tells_what_is_on_record(chain):
-    shown = json.loads(command("show", chain / "mnist_cnn.safetensors").stdout)
-    assert shown["kind"] == "checkpoint" and shown["versions"]["torch"]
 
 
 def test_held_out_images_are_neither_trained_on_nor_tests(few, tmp_path):

@@ -68,15 +68,8 @@ def run(
             raise UsageError(f"--{option}: expected {least} or more, received {value}")
     shared = {"seed": seed, "hold_out": hold_out, "limit": limit, "epochs": epochs}
     training = _training(model, shared, lrs, gammas)
-    facts: dict[str, Any] = {
-        "model": model,
-        **shared,
-        "sampler": sampler,
-        "prune": bool(prune),
-        "lr": lrs,
-        "gamma": gammas,
-    }
-    facts |= {"trials": len(plan), "recipe": training}
+    facts: dict[str, Any] = {"model": model, **shared, "sampler": sampler, "prune": bool(prune)}
+    facts |= {"lr": lrs, "gamma": gammas, "trials": len(plan), "recipe": training}
     checked = check.model(model)
     source = data or checked.data
     parents = imagesets.load(source, "train", checked.input, checked.classes).digests
@@ -118,14 +111,17 @@ def _write(out: Path, name: str, trials: list[FrozenTrial], parents: dict[str, s
     """Write the sweep's trials, the best first, and the picture of them."""
     rows = sorted(map(_row, trials), key=lambda row: (row.pruned, -row.accuracy))
     title = f"{facts['hold_out']} held-out training images"
-    sweep = Sweep(**facts, rows=rows, best=rows[0], command=_command(facts, rows[0]), measured_on=title)
-    versions = manifest.versions("torch", "optuna", "numpy")
-    how: dict[str, Any] = {"options": facts, "versions": versions, "code": code.digest(__name__)}
-    artifact = manifest.write(out / FILE.format(name=name), None, facts=sweep, parents=parents, **how)
-    picture, versions = (
-        heatmap.draw(rows, grid=facts["sampler"] == "grid", title=title),
-        manifest.versions("matplotlib"),
+    artifact = manifest.write(
+        out / FILE.format(name=name),
+        None,
+        facts=Sweep(**facts, rows=rows, best=rows[0], command=_command(facts, rows[0]), measured_on=title),
+        parents=parents,
+        options=facts,
+        versions=manifest.versions("torch", "optuna", "numpy"),
+        code=code.digest(__name__),
     )
+    picture = heatmap.draw(rows, grid=facts["sampler"] == "grid", title=title)
+    versions = manifest.versions("matplotlib")
     manifest.write(out / PICTURE.format(name=name), picture, facts=Picture(), parents=[artifact], versions=versions)
     return artifact
 
@@ -157,7 +153,6 @@ def show(sweep: Artifact) -> None:
         for row in sweep.facts.rows
     ]
     console.table(["lr", "gamma", "accuracy", "epochs", ""], rows, title=sweep.facts.measured_on)
-    what = "heat map" if sweep.facts.sampler == "grid" else "picture"
     if sweep.path:
-        console.result(f"{what}: {sweep.path.with_suffix('.png')}")
+        console.result(f"picture: {sweep.path.with_suffix('.png')}")
     console.result(f"best: {sweep.facts.command}")
