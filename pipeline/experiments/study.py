@@ -98,10 +98,10 @@ def _on_record(path: Path, wanted: dict[str, Any]) -> Artifact | None:
     except PipelineError as error:
         console.say(f"seed {wanted['seed']} is trained again: {error}")
         return None
-    for name in wanted.keys() - {"images"}:
-        if made.options.get(name) != wanted[name]:
+    for name, value in wanted.items():
+        if name != "images" and made.options.get(name) != value:
             raise UsageError(
-                f"{path}: belongs to a study with {name} {made.options.get(name)}: expected {wanted[name]}; "
+                f"{path}: belongs to a study with {name} {made.options.get(name)}: expected {value}; "
                 "give this study another --out, or delete that one"
             )
     if why := chain.outdated(stages.get("train"), made, wanted["model"], [], wanted):
@@ -118,7 +118,7 @@ async def _train_all(missing: dict[int, Path], words: list[str], workers: int, b
 
 
 async def _train(seed: int, path: Path, words: list[str], turn: asyncio.Semaphore, bar: Any) -> Artifact:
-    """Train in a process of its own, which can't outlive this one: its stderr is a pipe to here."""
+    """Train in a process of its own, which ends soon after this one does: its stderr is a pipe to here."""
     line = [sys.executable, "-m", "pipeline", "train", *words, "--seed", str(seed), "--out", str(path.parent)]
     nothing, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

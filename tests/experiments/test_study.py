@@ -52,6 +52,13 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, few):
     assert "belongs to a study with lr 0.04: expected 0.01" in error
 
 
+def test_a_seed_that_fails_ends_the_study_and_the_other_trainings(few, tmp_path):
+    (tmp_path / "study-default").mkdir()
+    (tmp_path / "study-default" / "1").write_text("in the way")
+    line = ["study", "--data", few, "--out", tmp_path, "--seeds", "2", "--workers", "2", "--change", "epochs=60000"]
+    assert "seed 1: its training ended with exit code" in one_line(command(*line), 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
