@@ -148,11 +148,11 @@ def show(what: str, as_json: bool) -> None:
         return
     model = models.get(what)
     card, layers = model.card(what), models.layers(model.build(), model.input)
-    total = sum(row["parameters"] for row in layers)
+    total = sum(row.parameters for row in layers)
     if as_json:
-        console.json({"card": kinds.plain(card), "layers": layers, "parameters": total})
+        console.json(kinds.plain({"card": card, "layers": layers, "parameters": total}))
         return
-    rows = [[f"{row['layer']}-{n}", str(row["output"]), f"{row['parameters']:,}"] for n, row in enumerate(layers, 1)]
+    rows = [[f"{row.layer}-{n}", str(row.output), f"{row.parameters:,}"] for n, row in enumerate(layers, 1)]
     console.table(["layer (type)", "output shape", "parameters"], rows, title=card.title)
     console.result(f"Total params: {total:,}")
     for name, recipe in model.recipes.items():

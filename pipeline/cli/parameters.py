@@ -80,7 +80,8 @@ class _Model(click.ParamType):
         if self._adopted and re.fullmatch(r"[A-Za-z0-9]\w*", value, re.ASCII):
             return value  # may be one that was adopted: the chain looks into its folder
         try:
-            return models.name(value)
+            models.file(value)
+            return value
         except UsageError as error:
             self.fail(str(error), param, ctx)
 

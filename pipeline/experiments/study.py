@@ -1,23 +1,17 @@
-"""Train a recipe with many seeds: what the recipe gives, and what is the luck of the seed."""
+"""Train a recipe with many seeds, to tell what the recipe does from the luck of the seed."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import asyncio
 import os
-import subprocess
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import typing
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from pipeline import chain, console, stages
-from pipeline.data import imagesets
 from pipeline.errors import PipelineError, UsageError
 from pipeline.machine import host as machine
 from pipeline.measure import statistics
@@ -27,11 +21,12 @@ from pipeline.records.reports import Study
 from pipeline.stages import Data, Out, check, train
 from pipeline.training import models
 from pipeline.training import recipe as recipes
+from pipeline.training.model import Recipe
 
 KIND, FILE = "study", "study-{recipe}.json"
 NEEDS = ("torch", "safetensors")
-SEEDS = recipes.LIMITS["seed"][1] + 1  # so many there are
-MEASURED = ("Test set:", "Held-out set:")  # what a training says after every epoch
+LAST_SEED = recipes.LIMITS["seed"][1]
+MEASURED = (b"Test set:", b"Held-out set:")  # how the line begins that a training prints after every epoch
 
 
 def run(
@@ -53,160 +48,134 @@ def run(
     """
     checked = check.model(model)
     source = data or checked.data
-    pixels = imagesets.split(source, checked.input, checked.classes, hold_out, limit)[0].digests
-    asked = _asked(model, recipe, hold_out, limit, change)
     workers = machine.cores() if workers is None else workers
-    if not 1 <= seeds <= SEEDS:
-        raise UsageError(f"--seeds: expected 1 to {SEEDS}, received {seeds}: a seed goes from 0 to {SEEDS - 1}")
+    if not 1 <= seeds <= LAST_SEED + 1:
+        raise UsageError(f"--seeds: expected 1 to {LAST_SEED + 1}, received {seeds}: a seed goes from 0 to {LAST_SEED}")
     if workers < 1:
         raise UsageError(f"--workers: expected 1 or more, received {workers}")
-    folder = out / FILE.format(recipe=recipe).removesuffix(".json")
-    made = dict(_trained(folder, asked, source, pixels, seeds, workers))
-    runs = [made[seed] for seed in range(seeds)]
-    return _write(out / FILE.format(recipe=recipe), model, recipe, runs)
+    shared: dict[str, Any] = {"recipe": recipe, "hold_out": hold_out, "limit": limit, "train_threads": 1}
+    shared |= _numbers(change)
+    wanted = train.options(model, data=source, **shared)
+    path = out / FILE.format(recipe=recipe)
+    paths = [path.with_suffix("") / str(seed) / train.FILE.format(model=model) for seed in range(seeds)]
+    runs = {}
+    for seed, each in enumerate(paths):
+        if made := _on_record(each, {**wanted, "seed": seed}):
+            runs[seed] = made
+    if runs:
+        console.say(f"{path.with_suffix('')}: {len(runs)} of {seeds} seeds are on record")
+    words = [model, "--data", source]
+    for name, value in shared.items():
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    with console.progress(seeds * wanted["epochs"], "epoch", "study") as bar:
+        bar.update(len(runs) * wanted["epochs"])
+        missing = {seed: each for seed, each in enumerate(paths) if seed not in runs}
+        runs |= asyncio.run(_train_all(missing, words, workers, bar))
+    return _write(path, model, recipe, [runs[seed] for seed in range(seeds)])
 
 
-def _asked(model: str, recipe: str, hold_out: int, limit: int | None, change: tuple[str, ...]) -> dict[str, Any]:
-    """The options of `train` that every seed shares, checked before the first one begins."""
-    known = dataclasses.asdict(models.recipe(model, recipe))
-    numbers = dict(_number(each, known) for each in change)
-    asked = {"model": model, "recipe": recipe, "hold_out": hold_out, "limit": limit, "train_threads": 1}
-    asked = {**asked, "device": "auto", "precision": "auto", **numbers}
-    recipes.options(**asked, seed=0)
-    return asked
+def _numbers(change: tuple[str, ...]) -> dict[str, Any]:
+    """Return the changed numbers by name, each of its field's type."""
+    types, numbers = typing.get_type_hints(Recipe), {}
+    for text in change:
+        name, equals, value = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in types:
+            raise UsageError(f"--change {text}: expected NAME=VALUE, with one of {', '.join(types)}")
+        try:
+            numbers[name] = types[name](value)
+        except ValueError:
+            raise UsageError(f"--change {text}: expected {types[name].__name__}, received {value!r}") from None
+    return numbers
 
 
-def _number(text: str, known: dict[str, Any]) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    name = name.replace("-", "_")
-    if not equals or name not in known:
-        raise UsageError(f"--change {text}: expected NAME=VALUE, with one of {', '.join(known)}")
-    try:
-        return name, type(known[name])(value)
-    except ValueError:
-        raise UsageError(f"--change {text}: expected {type(known[name]).__name__}, received {value!r}") from None
-
-
-def _trained(
-    folder: Path, asked: dict[str, Any], data: str, pixels: dict[str, str], seeds: int, workers: int
-) -> Iterator[tuple[int, Artifact]]:
-    """Each seed with its checkpoint: those on record at once, the others as they are done."""
-    epochs = recipes.options(**asked, seed=0)["epochs"]
-    missing = []
-    with console.progress(seeds * epochs, "epoch", "study") as bar:
-        for seed in range(seeds):
-            if found := _on_record(folder / str(seed), asked, seed, pixels):
-                bar.update(epochs)
-                yield seed, found
-            else:
-                missing.append(seed)
-        if len(missing) < seeds:
-            console.say(f"{folder}: {seeds - len(missing)} of {seeds} seeds are on record")
-        running, over = [], threading.Event()
-        with ThreadPoolExecutor(workers) as pool:
-            jobs = {
-                pool.submit(_train, folder / str(seed), asked, seed, data, bar, running, over): seed for seed in missing
-            }
-            try:
-                for job in as_completed(jobs):
-                    made = job.result()
-                    console.say(f"seed {jobs[job]}: {made.facts.test_accuracy:.2%}")
-                    yield jobs[job], made
-            except BaseException:  # a failure, or Ctrl-C: what is finished stays, what runs has its snapshot
-                over.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in running:
-                    process.terminate()
-                raise
-
-
-def _on_record(folder: Path, asked: dict[str, Any], seed: int, pixels: dict[str, str]) -> Artifact | None:
-    """The checkpoint of an earlier run, if it is unaltered and fresh and has the same options and images."""
-    path = folder / train.FILE.format(model=asked["model"])
-    try:
-        found = manifest.read(path)
-    except PipelineError as error:
-        if path.exists():
-            console.say(f"seed {seed} is trained again: {error}")
+def _on_record(path: Path, wanted: dict[str, Any]) -> Artifact | None:
+    """Return the checkpoint of an earlier run, if it is unaltered and fresh. Raises UsageError for another study's."""
+    if not path.exists():
         return None
-    wanted = json.loads(json.dumps(recipes.options(**asked, seed=seed)))
-    for name in wanted:
-        if found.options.get(name) != wanted[name]:
+    try:
+        made = manifest.read(path)
+    except PipelineError as error:
+        console.say(f"seed {wanted['seed']} is trained again: {error}")
+        return None
+    for name, value in wanted.items():
+        if name != "images" and made.options.get(name) != value:
             raise UsageError(
-                f"{found.path}: belongs to a study with {name} {found.options.get(name)}: expected {wanted[name]}; "
+                f"{path}: belongs to a study with {name} {made.options.get(name)}: expected {value}; "
                 "give this study another --out, or delete that one"
             )
-    if why := chain.outdated(stages.get("train"), found, asked["model"], []):
-        console.say(f"seed {seed} is trained again: {why}")
+    if why := chain.outdated(stages.get("train"), made, wanted["model"], [], wanted):
+        console.say(f"seed {wanted['seed']} is trained again: {why}")
         return None
-    return found if pixels.items() <= found.parents.items() else None
+    return made
 
 
-def _train(
-    folder: Path, asked: dict[str, Any], seed: int, data: str, bar: Any, running: list, over: threading.Event
-) -> Artifact:
-    """One training in a process of its own, which ends with this one: its stderr is a pipe to here."""
-    words = [asked["model"], "--seed", seed, "--out", folder, "--data", data]
-    for name, value in asked.items():
-        if name != "model" and value is not None:
-            words += [f"--{name.replace('_', '-')}", value]
-    line = [sys.executable, "-m", "pipeline", "train", *map(str, words)]
+async def _train_all(missing: dict[int, Path], words: list[str], workers: int, bar: Any) -> dict[int, Artifact]:
+    """Train each seed. After a failure or Ctrl-C, asyncio cancels the others; their snapshots stay."""
+    turn = asyncio.Semaphore(workers)
+    made = await asyncio.gather(*(_train(seed, path, words, turn, bar) for seed, path in missing.items()))
+    return dict(zip(missing, made, strict=True))
+
+
+async def _train(seed: int, path: Path, words: list[str], turn: asyncio.Semaphore, bar: Any) -> Artifact:
+    """Train in a process of its own, which ends soon after this one does: its stderr is a pipe to here."""
+    line = [sys.executable, "-m", "pipeline", "train", *words, "--seed", str(seed), "--out", str(path.parent)]
+    nothing, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(line, stdout=output, stderr=subprocess.PIPE, text=True, env=environment)
-        running.append(process)
-        if over.is_set():
-            process.terminate()
+    async with turn:
+        process = await asyncio.create_subprocess_exec(*line, stdout=nothing, stderr=pipe, env=environment)
+        assert process.stderr, "it is a pipe"
         last, epochs = "", 0
-        for text in process.stderr:
-            last = text.strip() or last
-            bar.update(text.startswith(MEASURED))
-            epochs += text.startswith(MEASURED)
-        if process.wait():
-            raise PipelineError(f"seed {seed}: its training ended with exit code {process.returncode}: {last}")
-    made = manifest.read(folder / train.FILE.format(model=asked["model"]))
+        try:
+            async for text in process.stderr:
+                last = text.decode(errors="replace").strip() or last
+                bar.update(text.startswith(MEASURED))
+                epochs += text.startswith(MEASURED)
+            if await process.wait():
+                raise PipelineError(f"seed {seed}: its training ended with exit code {process.returncode}: {last}")
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                await process.wait()
+    made = manifest.read(path)
     bar.update(made.options["epochs"] - epochs)  # those that an earlier run had done
+    console.say(f"seed {seed}: {made.facts.test_accuracy:.2%}")
     return made
 
 
 def _write(path: Path, model: str, recipe: str, runs: list[Artifact]) -> Artifact:
-    """The study: every seed's accuracy, what they sum up to, and what the checkpoints say of how they were made."""
+    """Write the study: every seed's accuracy, their statistics, and what the checkpoints' records share."""
     options = {name: value for name, value in runs[0].options.items() if name not in ("seed", "images")}
     gate, n = models.get(model).gate, runs[0].facts.reference.n
     shares = [each.facts.test_accuracy for each in runs]
-    return manifest.write(
-        path,
-        None,
-        facts=Study(
-            recipe=recipe,
-            numbers=options,
-            measured_on=runs[0].facts.reference.name,
-            n=n,
-            gate=gate,
-            accuracies=[round(100 * share, 4) for share in shares],
-            **statistics.summary([100 * share for share in shares]),
-            share_over_gate=sum(share >= gate for share in shares) / len(shares),
-            wilson=[100 * bound for bound in statistics.wilson(round(sum(shares) / len(shares) * n), n)],
-            checkpoints=[each.sha256 for each in runs],
-            versions=runs[0].versions,
-            machine=msgspec.structs.replace(machine.describe(), load=None),
-        ),
-        parents=runs[0].parents,
-        options=options,
+    facts = Study(
+        recipe=recipe,
+        numbers=options,
+        measured_on=runs[0].facts.reference.name,
+        n=n,
+        gate=gate,
+        accuracies=[round(100 * share, 4) for share in shares],
+        **statistics.summary([100 * share for share in shares]),
+        share_over_gate=sum(share >= gate for share in shares) / len(shares),
+        wilson=[100 * bound for bound in statistics.wilson(round(sum(shares) / len(shares) * n), n)],
+        checkpoints=[each.sha256 for each in runs],
         versions=runs[0].versions,
-        code=code.digest(__name__),
+        machine=msgspec.structs.replace(machine.describe(), load=None),
     )
+    how = {"parents": runs[0].parents, "versions": runs[0].versions}
+    return manifest.write(path, None, facts=facts, options=options, code=code.digest(__name__), **how)
 
 
 def show(study: Artifact) -> None:
-    """The seeds and what they sum up to."""
+    """Print the seeds' accuracies and their statistics."""
     facts = study.facts
     rows = [[str(seed), f"{accuracy:.2f} %"] for seed, accuracy in enumerate(facts.accuracies)]
     console.table(["seed", "accuracy"], rows, title=f"recipe {facts.recipe}, last epoch, {facts.measured_on}")
-    low, high = (min(max(bound, 0), 100) for bound in facts.mean_interval)  # of two seeds, it would go beyond
-    interval = "unknown" if facts.deviation is None else f"{low:.3f} – {high:.3f} %"
+    interval = deviation = "unknown"
+    if facts.deviation is not None:
+        low, high = (min(max(bound, 0), 100) for bound in facts.mean_interval)  # of two seeds, it would go beyond
+        interval, deviation = f"{low:.3f} – {high:.3f} %", f"{facts.deviation:.3f}"
     console.result(f"mean {facts.mean:.3f} %, 95 % interval over seeds {interval}")
-    deviation = "unknown" if facts.deviation is None else f"{facts.deviation:.3f}"
     console.result(f"standard deviation {deviation}, least {facts.least:.2f}, most {facts.most:.2f} %")
     console.result(f"{facts.share_over_gate:.0%} of the runs reach {facts.gate:.2%}")
     low, high = facts.wilson

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 BATCH = 20  # images at once: every activation of a batch is in memory
-TO_ZERO = 2.0**-25  # float16 rounds what is smaller to zero; IEEE 754 binary16
+TO_ZERO = 2.0**-25  # float16 rounds this and what is smaller to zero; IEEE 754 binary16, ties to even
 CONSTANT_INPUTS = {"Cast", "Constant", "Shape"}  # operators whose results are not activations
 
 
@@ -54,7 +54,7 @@ def ranges(model: ModelProto, images: np.ndarray) -> dict[str, Range]:
             for activation, values in zip(measured.values(), session.run(None, {image: batch}), strict=True):
                 magnitudes = np.abs(values)
                 activation.largest = float(np.maximum(activation.largest, magnitudes.max()))  # keeps NaN
-                activation.to_zero += int(np.count_nonzero((magnitudes < TO_ZERO) & (magnitudes > 0)))
+                activation.to_zero += int(np.count_nonzero((magnitudes <= TO_ZERO) & (magnitudes > 0)))
                 activation.values += magnitudes.size
             bar.update(len(batch))
     for node in nodes:

@@ -10,7 +10,7 @@ from pipeline import console
 from pipeline.errors import CheckFailed, reason
 from pipeline.graph import load, passes
 from pipeline.records import manifest
-from pipeline.records.forms import Check, Layer, ModelCard
+from pipeline.records.forms import Check, ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.stages import export
 from pipeline.training import models
@@ -54,7 +54,7 @@ def _facts(name: str, path: str, _: int) -> Check:
     graph = export.export(network, card, 18, path)
     return Check(
         model=card,
-        layers=[Layer(**row) for row in models.layers(network, card.input)],
+        layers=models.layers(network, card.input),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         batch_norms=passes.batch_norms(graph),
         operators=load.operators(graph),

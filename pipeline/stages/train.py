@@ -14,14 +14,14 @@ from pipeline import console
 from pipeline.data import imagesets
 from pipeline.data.imagesets import ImageSet
 from pipeline.records import code, manifest
-from pipeline.records.forms import Checkpoint, Layer, Reference
+from pipeline.records.forms import Checkpoint, Reference
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import History
 from pipeline.stages import Data, Out, check
 from pipeline.training import models
 from pipeline.training import recipe as recipes
 from pipeline.training import resume as snapshot
-from pipeline.training import trainer as training
+from pipeline.training.trainer import Trainer, copied
 
 if TYPE_CHECKING:
     import torch
@@ -77,89 +77,65 @@ def run(
     held-out training images instead (--hold-out). An interrupted training continues after its last whole epoch and
     ends with the same weights as an undisturbed one.
     """
-    asked = recipes.options(**locals())
+    chosen = recipes.options(**locals())
     trained = check.model(model)
-    train, measured = imagesets.split(
-        data or trained.data, trained.input, trained.classes, asked["hold_out"], asked["limit"]
-    )
-    how = {name: asked[name] for name in ("device", "precision")}
-    how["threads"] = asked["train_threads"]
-    trainer = training.Trainer(trained, recipes.numbers(model, recipe, asked), seed, **how)
+    train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
+    chosen["images"] = train.digests
     kept = out / SNAPSHOT.format(model=model)
-    network, predictions, history = _epochs(trainer, train, measured, kept, asked, resume)
+    network, predictions, history = _epochs(Trainer.of(chosen), train, measured, kept, chosen, resume)
     import safetensors.torch
 
-    asked |= {"images": train.digests}
-    path, weights = out / FILE.format(model=model), safetensors.torch.save(training.weights(network))
+    path, content = out / FILE.format(model=model), safetensors.torch.save(copied(network.state_dict()))
+    how: dict[str, Any] = {"options": chosen, "code": code.digest(__name__, *sources(model))}
     # The checkpoint last: with it on record, training is done, and these are its curves.
-    parents = {path.name: hashlib.sha256(weights).hexdigest()}
-    _write_history(out / HISTORY.format(model=model), history, parents, asked)
-    made = _write(path, weights, network, train, measured, predictions, history, asked)
+    parents = {path.name: hashlib.sha256(content).hexdigest()}
+    manifest.write(out / HISTORY.format(model=model), _table(history), facts=History(), parents=parents, **how)
+    facts = Checkpoint(
+        model=trained.card(model),
+        reference=_reference(measured, predictions),
+        layers=models.layers(network, trained.input),
+        batch_norms=sum("BatchNorm" in type(each).__name__ for each in network.modules()),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        train_accuracy=history[-1]["train_accuracy"],
+        test_accuracy=history[-1]["test_accuracy"],
+    )
+    versions = manifest.versions("torch", "safetensors", "numpy")
+    checkpoint = manifest.write(path, content, facts=facts, parents=train.digests, versions=versions, **how)
     kept.unlink(missing_ok=True)
-    return made
+    return checkpoint
 
 
 def _epochs(
-    trainer: training.Trainer, train: ImageSet, measured: ImageSet, kept: Path, asked: dict, resume: bool | None
+    trainer: Trainer, train: ImageSet, measured: ImageSet, kept: Path, options: dict[str, Any], resume: bool | None
 ) -> tuple[torch.nn.Module, np.ndarray, list[dict[str, Any]]]:
-    """Train to the end, with a snapshot after every epoch but the last; the network, its answers, all figures."""
-    begun, history = snapshot.resume(kept, asked, resume)
-    for network, figures, state in trainer.fit(train.images, train.labels, begun):
-        loss, predictions = training.measure(trainer.model, network, measured, trainer.device)
+    """Train to the end, with a snapshot after each epoch but the last; return the network, its answers, all figures."""
+    begun, history = snapshot.resume(kept, options, resume)
+    for network, figures, state in trainer.fit(train.images, train.labels, begun, len(history)):
+        loss, predictions = trainer.measure(network, measured)
         correct, n = int((predictions == measured.labels).sum()), len(measured)
-        what = "Held-out set" if asked["hold_out"] else "Test set"
+        what = "Held-out set" if options["hold_out"] else "Test set"
         console.say(f"{what}: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({correct / n:.2%})\n")
         history.append({**figures, "test_loss": loss, "test_accuracy": correct / n})
-        if len(history) < asked["epochs"]:
-            snapshot.save(kept, state, asked, history)
+        if len(history) < options["epochs"]:
+            snapshot.save(kept, state, options, history)
     return network, predictions, history
 
 
-def _write(
-    path: Path,
-    weights: bytes,
-    network: torch.nn.Module,
-    train: ImageSet,
-    measured: ImageSet,
-    predictions: np.ndarray,
-    history: list[dict[str, Any]],
-    asked: dict[str, Any],
-) -> Artifact:
-    """The checkpoint: weights, and on record all that later stages need to know of model and training."""
-    return manifest.write(
-        path,
-        weights,
-        facts=Checkpoint(
-            model=models.get(asked["model"]).card(asked["model"]),
-            reference=_reference(measured, predictions),
-            layers=[Layer(**row) for row in models.layers(network, train.images.shape[1:])],
-            batch_norms=sum("BatchNorm" in type(each).__name__ for each in network.modules()),
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
-            train_accuracy=history[-1]["train_accuracy"],
-            test_accuracy=history[-1]["test_accuracy"],
-        ),
-        parents=train.digests,
-        options=asked,
-        versions=manifest.versions("torch", "safetensors", "numpy"),
-        code=code.digest(__name__, *sources(asked["model"])),
-    )
-
-
-def options(model: str, *, data: str | None = None, **asked: Any) -> dict[str, Any]:
-    """What a checkpoint depends on: complete options, and the digests of the images that they choose."""
-    complete, trained = recipes.options(model, **asked), models.get(model)
-    chosen = complete["hold_out"], complete["limit"]
-    images, _ = imagesets.split(data or trained.data, trained.input, trained.classes, *chosen)
-    return {**complete, "images": images.digests}
+def options(model: str, *, data: str | None = None, **given: Any) -> dict[str, Any]:
+    """Return what a checkpoint depends on: complete options, and the digests of the images that they choose."""
+    chosen, trained = recipes.options(model, **given), models.get(model)
+    how_many = chosen["hold_out"], chosen["limit"]
+    train, _ = imagesets.split(data or trained.data, trained.input, trained.classes, *how_many)
+    return {**chosen, "images": train.digests}
 
 
 def sources(model: str) -> tuple[Path, ...]:
-    """Files besides this module's imports that have a say in a checkpoint: the model's own."""
+    """Return the files besides this module's imports that a checkpoint depends on: the model's own."""
     return (models.file(model),)
 
 
 def _reference(test: ImageSet, predictions: np.ndarray) -> Reference:
-    """The answers that every later form is held against: with the labels, the wrong ones tell all of them."""
+    """Return the answers that every later form is held against: with the labels, the wrong ones tell all of them."""
     wrong = (predictions != test.labels).nonzero()[0]
     return Reference(
         name=test.name,
@@ -170,23 +146,17 @@ def _reference(test: ImageSet, predictions: np.ndarray) -> Reference:
     )
 
 
-def _write_history(path: Path, history: list[dict[str, Any]], parents: dict[str, str], asked: dict[str, Any]) -> None:
+def _table(rows: list[dict[str, Any]]) -> bytes:
+    """Return rows as CSV."""
     text = io.StringIO()
-    table = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(history)
-    manifest.write(
-        path,
-        text.getvalue().encode(),
-        facts=History(),
-        parents=parents,
-        options=asked,
-        code=code.digest(__name__, *sources(asked["model"])),
-    )
+    table.writerows(rows)
+    return text.getvalue().encode()
 
 
 def show(checkpoint: Artifact) -> None:
-    """The result of a training in a line."""
+    """Print the result of a training in a line."""
     facts = checkpoint.facts
     console.result(
         f"{facts.parameters:,} parameters; last epoch: train accuracy {facts.train_accuracy:.2%}, "

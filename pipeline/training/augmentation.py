@@ -11,15 +11,17 @@ if TYPE_CHECKING:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator, recipe: Recipe, strength: float) -> torch.Tensor:
-    """Turn, move, scale, shear and bend each image at random, `strength` times what the recipe says.
+    """Turn, move, scale, shear and bend each image at random, `strength` times as much as the recipe says.
 
-    Takes and gives float32 `[n, c, h, w]` from 0 to 1. One bicubic resampling does all of it: a bilinear one blurs the
-    strokes, and the network is to see them as sharp as they will be. What comes in at the edges is the background, 0,
+    Takes and returns float32 `[n, c, h, w]` from 0 to 1, unchanged if the recipe augments nothing. One bicubic
+    resampling does all of it: a bilinear one would blur the strokes. What comes in at the edges is the background, 0,
     in images of one channel, and the nearest pixel in others.
     """
     import torch
     import torch.nn.functional as F
 
+    if not any((recipe.rotation, recipe.shift, recipe.scale, recipe.shear, recipe.elastic)):
+        return images
     n, channels, height, width = images.shape
 
     def uniform(limit: float, *shape: int) -> torch.Tensor:
@@ -40,13 +42,8 @@ def augment(images: torch.Tensor, generator: torch.Generator, recipe: Recipe, st
     return F.grid_sample(images, grid, mode="bicubic", padding_mode=edge, align_corners=False).clamp_(0, 1)
 
 
-def is_on(recipe: Recipe) -> bool:
-    """Whether a recipe augments at all."""
-    return any((recipe.rotation, recipe.shift, recipe.scale, recipe.shear, recipe.elastic))
-
-
 def _grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """`F.affine_grid` of `[n, 2, 3]` without its product of matrices: what x gives and what y gives, added."""
+    """Return `F.affine_grid` of `[n, 2, 3]`, computed without its matrix product: the parts of x and y, added."""
     import torch
 
     across, down = ((torch.arange(size, device=affine.device) * 2 + 1) / size - 1 for size in (width, height))

@@ -1,8 +1,7 @@
-"""What a model file defines: `MODEL = Model(...)`, with its recipes. Imports no torch."""
+"""The object that a model file defines, `MODEL = Model(...)`, and its recipes. Imports no torch."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,32 +27,32 @@ class Recipe:
     momentum: float = 0.9
     schedule: str = "step"  # StepLR; or "linear": up from 0, then down to 0
     step_size: int = 6  # epochs between two learning-rate steps
-    gamma: float = 0.1  # what a step multiplies the learning rate with
+    gamma: float = 0.1  # factor of a learning-rate step
     warmup: float = 0.2  # share of a linear schedule that goes up
-    dropout: float = 0.0  # given to `network`, if it takes it
+    dropout: float = 0.0  # passed to `network`, if it takes it
     label_smoothing: float = 0.0
     rotation: float = 0.0  # degrees, either way, uniform; so are the next three
     shift: float = 0.0  # pixels
     scale: float = 0.0  # relative
     shear: float = 0.0  # degrees
     elastic: float = 0.0  # pixels, standard deviation of a smooth displacement field
-    ease: float = 1.0  # of the augmentation, how much a learning-rate step leaves, or a linear schedule at its end
+    ease: float = 1.0  # share of the augmentation that a learning-rate step leaves, or a linear schedule at its end
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """An image classifier to be trained: its network, preprocessing, data, recipes and gate.
 
-    `network` gives a torch.nn.Module from normalised float32 `[n, channels, height, width]` to logits; if it has a
-    parameter `dropout`, it is given the recipe's. `augment` replaces the standard augmentation, and has its signature.
-    Raises UsageError for a field that is not as it must be.
+    `network` returns a torch.nn.Module from normalised float32 `[n, channels, height, width]` to logits; if it has a
+    parameter `dropout`, it is given the recipe's. `augment` replaces `pipeline.training.augmentation.augment`, with the
+    same signature. Raises UsageError for an invalid field.
     """
 
     title: str
     data: str  # the image set: `mnist`, a folder, an .npz, torchvision:NAME
     input: tuple[int, int, int]  # channels, height, width
     classes: Sequence[str]
-    mean: float | Sequence[float]  # of the training pixels, scaled to 0..1: a number, or one a channel
+    mean: float | Sequence[float]  # of the training pixels, scaled to 0..1: a number, or one per channel
     std: float | Sequence[float]
     gate: float  # the least test accuracy that a form of this model may have
     network: Callable[..., torch.nn.Module]
@@ -68,35 +67,31 @@ class Model:
         self.card("name")
         if not callable(self.network):
             raise UsageError(
-                f"MODEL.network: expected a function that gives a torch.nn.Module, received {self.network!r}"
+                f"MODEL.network: expected a function that returns a torch.nn.Module, received {self.network!r}"
             )
         if "default" not in self.recipes or not all(isinstance(each, Recipe) for each in self.recipes.values()):
             raise UsageError('MODEL.recipes: expected Recipe objects by name, one of them called "default"')
 
     def build(self, dropout: float = 0.0) -> torch.nn.Module:
-        """A new network, with random weights."""
-        takes = "dropout" in inspect.signature(self.network).parameters
-        return self.network(dropout=dropout) if takes else self.network()
+        """Return a new network with random weights."""
+        if "dropout" in inspect.signature(self.network).parameters:
+            return self.network(dropout=dropout)
+        return self.network()
 
     def card(self, name: str) -> ModelCard:
-        """What every form of the model has on record of it."""
-        channels, height, width = (*self.input, 0, 0, 0)[:3] if isinstance(self.input, Sequence) else (0, 0, 0)
-        meaning = f"raw uint8 pixels, {channels} × {height} × {width}, no normalisation: that is in the graph"
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        values = {key: value for key, value in values.items() if key in ModelCard.__struct_fields__}
-        values |= {key: self._per_channel(key) for key in ("mean", "std")}
-        values |= {"name": name, "input_meaning": self.input_meaning or meaning}
-        if isinstance(self.classes, str) or len(set(self.classes)) < len(self.classes):
-            raise UsageError(f"MODEL.classes: expected different names in a list or tuple, received {self.classes!r}")
-        values |= {key: list(values[key]) for key in ("input", "classes") if isinstance(values[key], Sequence)}
+        """Return the card that every form of the model carries on record."""
+        values = {each: getattr(self, each) for each in ModelCard.__struct_fields__ if each != "name"}
+        channels = self.input[0] if isinstance(self.input, list | tuple) and self.input else 1
+        for each in ("mean", "std"):
+            if isinstance(values[each], int | float):
+                values[each] = [values[each]] * channels
         try:
-            return msgspec.convert(values, ModelCard)
+            card = msgspec.convert({"name": name, **values}, ModelCard)
         except msgspec.ValidationError as error:
             text = re.sub(r"`\$\.?(\w*).*`", r"MODEL.\1", reason(error))
             raise UsageError(f"the model file's MODEL: {text}") from error
-
-    def _per_channel(self, name: str) -> list[float]:
-        value = getattr(self, name)
-        if isinstance(value, int | float):
-            return [float(value)] * max(1, self.input[0])
-        return [float(each) if isinstance(each, int) else each for each in value]
+        if len(set(card.classes)) < len(card.classes):
+            raise UsageError(f"MODEL.classes: expected different names in a list or tuple, received {self.classes!r}")
+        shape = " × ".join(map(str, card.input))
+        meaning = f"raw uint8 pixels, {shape}, no normalisation: that is in the graph"
+        return msgspec.structs.replace(card, input_meaning=card.input_meaning or meaning)

@@ -6,11 +6,13 @@ import functools
 import importlib.util
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UsageError, reason
-from pipeline.training.model import Model, Recipe
+from pipeline.records.forms import Layer
+from pipeline.training.model import Model
 
 if TYPE_CHECKING:
     import torch
@@ -20,21 +22,20 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def folders() -> list[Path]:
-    """Where model files are looked for, in order: the current folder's models/, then the project's own."""
-    own = PACKAGE / "models"  # in an installed wheel; in a checkout they lie beside the package
+    """Return the folders that are searched, in order: the current folder's models/, then the project's own."""
+    own = PACKAGE / "models"  # in an installed wheel; in a checkout they are beside the package
     if not own.is_dir() and (PACKAGE.parent / "pyproject.toml").is_file():
         own = PACKAGE.parent / "models"
     return [Path("models"), own]
 
 
 def names() -> list[str]:
-    """Names of the models there are, sorted."""
-    files = [path for folder in folders() if folder.is_dir() for path in folder.glob("*.py")]
-    return sorted({path.stem for path in files if not path.stem.startswith("_")})
+    """Return the names of all models, sorted."""
+    return sorted({path.stem for folder in folders() for path in folder.glob("*.py") if path.stem[0] != "_"})
 
 
 def file(model: str) -> Path:
-    """The file of a model. UsageError if there is none.
+    """Return the file of a model. Raises UsageError if there is none or its name can't be part of file names.
 
     Only names are taken, no paths: a checkpoint's record names its model, and a record from elsewhere must not name
     code to run.
@@ -42,21 +43,16 @@ def file(model: str) -> Path:
     if model.endswith(".py") or "/" in model:
         raise UsageError(f"{model}: expected a model's name: put its file into ./models and say {Path(model).stem}")
     for folder in folders():
-        if (folder / f"{model}.py").is_file():
-            return folder / f"{model}.py"
+        path = folder / f"{model}.py"
+        if path.is_file():
+            if not re.fullmatch(r"[A-Za-z0-9]\w*", model, re.ASCII):
+                raise UsageError(f"{path}: expected a file name of letters, digits and underscores")
+            return path
     raise UsageError(f"no model is called {model!r}: expected one of {', '.join(names())}; model files lie in ./models")
 
 
-def name(model: str) -> str:
-    """The name of a model that there is, which files are named by."""
-    stem = file(model).stem
-    if not re.fullmatch(r"[A-Za-z0-9]\w*", stem, re.ASCII):
-        raise UsageError(f"{file(model)}: expected a file name of letters, digits and underscores")
-    return stem
-
-
 def get(model: str) -> Model:
-    """Load a model file and return its MODEL (this imports torch).
+    """Load a model file and return its MODEL; this imports torch.
 
     Raises UsageError, with file and line, for a file that can't be loaded or has no MODEL.
     """
@@ -72,7 +68,8 @@ def _load(path: Path, _: int) -> Model:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever a model file does wrong
-        line = error.lineno if isinstance(error, SyntaxError) else _line(error, path)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = lines[-1] if lines else getattr(error, "lineno", "?")  # a file with a syntax error has no frame
         raise UsageError(f"{path}:{line}: the model file can't be loaded: {reason(error)}") from error
     model = getattr(module, "MODEL", None)
     if not isinstance(model, Model):
@@ -80,37 +77,23 @@ def _load(path: Path, _: int) -> Model:
     return model
 
 
-def _line(error: Exception, path: Path) -> int | str:
-    """The last line of the file that an error came through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return frames[-1].lineno if frames else "?"
+def layers(network: torch.nn.Module, shape: Sequence[int]) -> list[Layer]:
+    """Return a network's layer table: a row for each call of a module without children, on an input of this shape.
 
-
-def recipe(model: str, which: str) -> Recipe:
-    """The recipe of a model that is called `which`. UsageError if there is none."""
-    recipes = get(model).recipes
-    if which not in recipes:
-        raise UsageError(f"--recipe: {model} has none called {which!r}: expected one of {', '.join(recipes)}")
-    return recipes[which]
-
-
-def layers(network: torch.nn.Module, shape: list[int] | tuple[int, ...]) -> list[dict[str, Any]]:
-    """A network's layer table: type, output shape (-1: the batch) and parameters of each module without children.
-
-    A module that is used several times counts its parameters once.
+    A module that is called several times counts its parameters once.
     """
     import torch
 
-    rows, seen = [], set()
+    rows: list[Layer] = []
+    counted = set()
 
     def note(module: torch.nn.Module, _: Any, output: Any) -> None:
-        own = 0 if module in seen else sum(parameter.numel() for parameter in module.parameters())
-        seen.add(module)
+        own = 0 if module in counted else sum(parameter.numel() for parameter in module.parameters())
+        counted.add(module)
         sizes = [-1, *output.shape[1:]] if isinstance(output, torch.Tensor) else []
-        rows.append({"layer": type(module).__name__, "output": sizes, "parameters": own})
+        rows.append(Layer(layer=type(module).__name__, output=sizes, parameters=own))
 
-    leaves = [module for module in network.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
+    hooks = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
     training = network.training
     try:
         with torch.inference_mode():

@@ -1,18 +1,19 @@
-"""A network and a batch in, one step of SGD done, computed in oneDNN's own memory layout: same sums, less time.
+"""One step of SGD in oneDNN's own memory layout: the same sums as PyTorch's, in less time.
 
 In PyTorch's channels-last layout a small network's time goes into batch normalisation and ReLU: with 10 to 30 channels
 they don't fill a vector. oneDNN's blocked layout does, and PyTorch's "mkldnn" tensors keep it from layer to layer.
-Two things autograd and a plain tensor can't give are done here:
+Two things are done here that autograd and plain tensors can't do:
 
-1. Channels are padded to a multiple of 16, oneDNN's block, with weights that are zero and stay zero. With 12 of them
-   oneDNN has no kernel of its own for some gradients, and goes back to plain layout and a matrix product.
-2. Gradients are asked of PyTorch's own kernels layer by layer; autograd has none for an mkldnn convolution in bfloat16.
+1. Channels are padded to a multiple of 16, oneDNN's block, with weights that are zero and stay zero. With 12 channels
+   oneDNN has no kernel of its own for some gradients, and falls back to the plain layout and a matrix product.
+2. Gradients are computed layer by layer with PyTorch's own kernels; autograd has none for an mkldnn convolution in
+   bfloat16.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -30,33 +31,36 @@ average_pool, average_pool_backward = ops.avg_pool2d.default, ops.avg_pool2d_bac
 
 
 def usable(network: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether `Step` can do all that this network does, in this dtype and on this processor."""
+    """Return whether `Step` supports this network in this dtype on this processor."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    if type(network) is not nn.Sequential or not len(network):
+    if type(network) is not nn.Sequential or not len(network) or type(network[0]) is not nn.Conv2d:
         return False
-    return type(network[0]) is nn.Conv2d and all(map(_known, network, [None, *network]))
+    used = [parameter for layer in network for parameter in layer.parameters()]
+    if len(used) > len(set(used)) or not all(parameter.requires_grad for parameter in used):  # shared, or frozen
+        return False
+    return all(map(_supported, network, [None, *network]))
 
 
-def _known(layer: nn.Module, before: nn.Module | None) -> bool:
+def _supported(layer: nn.Module, before: nn.Module | None) -> bool:
     kind = type(layer)
     if kind is nn.Conv2d:
         plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
         return plain and layer.bias is None and layer.groups == 1
     if kind is nn.BatchNorm2d:
         return layer.affine and layer.track_running_stats and layer.momentum is not None
-    if kind is nn.ReLU:  # computed in place, and only batch normalisation can do without what it gave
+    if kind is nn.ReLU:  # computed in place, and only batch normalisation can do without its output
         return type(before) is nn.BatchNorm2d
     return kind in (nn.MaxPool2d, nn.AvgPool2d) or (kind is nn.Dropout and layer.p == 0)
 
 
 class Step:
-    """SGD with momentum on the cross-entropy of a network that is `usable`, whose tensors become views of padded ones.
+    """SGD with momentum on the cross-entropy of a `usable` network, whose tensors become views of padded ones.
 
-    Layers compute in `dtype` (float32 or bfloat16, then with float32 sums); weights, running statistics and momentum
-    are float32. Evaluation is left to the network itself.
+    Layers compute in `dtype` (float32, or bfloat16 with float32 sums); weights, running statistics and momentum are
+    float32. Evaluation is left to the network itself.
     """
 
     def __init__(self, network: nn.Sequential, dtype: torch.dtype, momentum: float, label_smoothing: float) -> None:
@@ -72,17 +76,15 @@ class Step:
         self.momentum = [_within(whole, like) for whole, like in zip(moving, parameters, strict=True)]  # a parameter
         for parameter, whole in zip(parameters, exact, strict=True):
             parameter.data = _within(whole, parameter).copy_(parameter.data)
-        names = [id(parameter) for parameter in parameters]
-        self._layers = [
-            _prepared(layer, dict(zip(names, exact, strict=True)), dict(zip(names, rounded, strict=True)))
-            for layer in network
-            if not isinstance(layer, nn.Dropout)
-        ]
+        pairs = zip(exact, rounded, strict=True)
+        self._layers = [_layer(layer, pairs) for layer in network if not isinstance(layer, nn.Dropout)]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """One step on float32 images `[n, c, h, w]` with int64 targets `[n]`; gives the mean loss, a float32 scalar,
-        and the float32 logits `[n, classes]` from before the step."""
+        """Take a step on float32 images `[n, c, h, w]` with int64 targets `[n]`.
+
+        Returns the mean loss, a float32 scalar, and the float32 logits `[n, classes]` from before the step.
+        """
         self._rounded.copy_(self._weights)
         hidden, backs = images.to_mkldnn(self._dtype), []
         for layer in self._layers:
@@ -93,18 +95,19 @@ class Step:
         loss, gradient = _cross_entropy(logits, targets, self._smoothing)
         whole = torch.zeros_like(dense)
         whole[:, : self._classes] = gradient.view_as(dense[:, : self._classes])
-        gradient, found = whole.to_mkldnn(self._dtype), []
+        gradient = whole.to_mkldnn(self._dtype)
+        gradients: list[Tensor] = []
         for back in reversed(backs):
             gradient, own = back(gradient)
-            found = own + found
-        self._moving.mul_(self._decay).add_(torch.cat([each.flatten().float() for each in found]))
+            gradients = own + gradients
+        self._moving.mul_(self._decay).add_(torch.cat([each.flatten().float() for each in gradients]))
         self._weights.add_(self._moving, alpha=-lr)
         torch._foreach_add_(self._counts, 1)
         return loss, logits
 
 
 def _padded(tensor: Tensor, inputs: bool = True) -> torch.Size:
-    """The tensor's shape with room for whole blocks of output channels and, if asked, of input channels."""
+    """Return the tensor's shape with whole blocks of output channels and, with `inputs`, of input channels."""
     axes = 2 if inputs else 1
     return torch.Size(-(-n // BLOCK) * BLOCK if axis < axes else n for axis, n in enumerate(tensor.shape))
 
@@ -115,12 +118,12 @@ def _views(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
 
 
 def _within(whole: Tensor, like: Tensor) -> Tensor:
-    """The part of a padded tensor that is the tensor itself, not the padding."""
+    """Return the part of a padded tensor that is the tensor itself, not the padding."""
     return whole[tuple(map(slice, like.shape))]
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The mean over a batch, as `F.cross_entropy` gives it, and its gradient: softmax less what is wanted, over n."""
+    """Return a batch's mean loss, as `F.cross_entropy` does, and its gradient: softmax less target, over n."""
     n, classes = logits.shape
     wanted = torch.full_like(logits, smoothing / classes)
     wanted.scatter_(1, targets[:, None], 1 - smoothing + smoothing / classes)
@@ -128,46 +131,41 @@ def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[T
     return -(wanted * log).sum() / n, log.exp().sub_(wanted).div_(n)
 
 
-def _prepared(layer: nn.Module, exact: dict[int, Tensor], rounded: dict[int, Tensor]) -> Layer:
-    """A layer of the network as a function, with its padded parameters found by the `id` of its own."""
+def _layer(layer: nn.Module, parameters: Iterator[tuple[Tensor, Tensor]]) -> Layer:
+    """Return a layer as a function; its padded parameters, exact and rounded, are the next of `parameters`."""
     if isinstance(layer, nn.Conv2d):
-        geometry = [list(each) for each in (layer.stride, layer.padding, layer.dilation)]
-        return partial(_convolution, rounded[id(layer.weight)], *geometry, id(layer.weight) != next(iter(exact)))
+        exact, rounded = next(parameters)
+        return partial(_convolution, layer, rounded, exact.storage_offset() > 0)  # the first one's input is the images
     if isinstance(layer, nn.BatchNorm2d):
+        (weight, _), (bias, _) = next(parameters), next(parameters)
         statistics = []
         for name in ("running_mean", "running_var"):
             own = getattr(layer, name)
             statistics.append(own.new_zeros(_padded(own)))
             setattr(layer, name, _within(statistics[-1], own).copy_(own))
-        affine = exact[id(layer.weight)], exact[id(layer.bias)]
-        return partial(_normalisation, *affine, *statistics, layer.momentum, layer.eps)
+        return partial(_normalisation, layer, weight, bias, statistics)
     if isinstance(layer, nn.ReLU):
         return _relu
-    window = [_pair(each) for each in (layer.kernel_size, layer.stride, layer.padding)]
-    if isinstance(layer, nn.MaxPool2d):
-        return partial(_max_pool, *window, _pair(layer.dilation), layer.ceil_mode)
-    return partial(_average_pool, *window, layer.ceil_mode, layer.count_include_pad, layer.divisor_override)
+    return partial(_max_pool if isinstance(layer, nn.MaxPool2d) else _average_pool, layer)
 
 
-def _pair(value: int | tuple[int, int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-def _convolution(weight, stride, padding, dilation, to_input: bool, hidden: Tensor) -> tuple[Tensor, Back]:
+def _convolution(layer: nn.Conv2d, weight: Tensor, to_input: bool, hidden: Tensor) -> tuple[Tensor, Back]:
     def back(gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
-        geometry = None, stride, padding, dilation, False, [0, 0], 1
+        geometry = None, layer.stride, layer.padding, layer.dilation, False, (0, 0), 1
         before, own, _ = conv_backward(gradient, hidden, weight, *geometry, [to_input, True, False])
         return before, [own]
 
-    return conv(hidden, weight, None, padding, stride, dilation, 1), back
+    return conv(hidden, weight, None, layer.padding, layer.stride, layer.dilation, 1), back
 
 
-def _normalisation(weight, bias, mean, var, momentum, eps, hidden: Tensor) -> tuple[Tensor, Back]:
+def _normalisation(
+    layer: nn.BatchNorm2d, weight: Tensor, bias: Tensor, statistics: list[Tensor], hidden: Tensor
+) -> tuple[Tensor, Back]:
     def back(gradient: Tensor) -> tuple[Tensor, list[Tensor]]:
-        before, *own = norm_backward(gradient, hidden, weight, mean, var, *saved, True, eps, [True, True, True])
+        before, *own = norm_backward(gradient, hidden, weight, *statistics, *saved, True, layer.eps, [True] * 3)
         return before, own
 
-    output, *saved = norm(hidden, weight, bias, mean, var, True, momentum, eps)
+    output, *saved = norm(hidden, weight, bias, *statistics, True, layer.momentum, layer.eps)
     return output, back
 
 
@@ -176,13 +174,14 @@ def _relu(hidden: Tensor) -> tuple[Tensor, Back]:
     return output, lambda gradient: (ops.threshold_backward.default(gradient, output, 0), [])
 
 
-def _max_pool(size, stride, padding, dilation, ceil: bool, hidden: Tensor) -> tuple[Tensor, Back]:
-    window = size, stride, padding, dilation, ceil
-    with torch.enable_grad():  # else it doesn't keep where the maxima were
+def _max_pool(layer: nn.MaxPool2d, hidden: Tensor) -> tuple[Tensor, Back]:
+    window = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode
+    with torch.enable_grad():  # otherwise it doesn't keep where the maxima were
         output = max_pool(hidden.requires_grad_(), *window).detach()
     return output, lambda gradient: (max_pool_backward(gradient, output, hidden, *window), [])
 
 
-def _average_pool(size, stride, padding, ceil, count_padding, divisor, hidden: Tensor) -> tuple[Tensor, Back]:
-    window = size, stride, padding, ceil, count_padding, divisor
+def _average_pool(layer: nn.AvgPool2d, hidden: Tensor) -> tuple[Tensor, Back]:
+    sizes = layer.kernel_size, layer.stride, layer.padding
+    window = *sizes, layer.ceil_mode, layer.count_include_pad, layer.divisor_override
     return average_pool(hidden, *window), lambda gradient: (average_pool_backward(gradient, hidden, *window), [])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pipeline import console
 from pipeline.data.imagesets import ImageSet
 from pipeline.machine import host as machine
-from pipeline.training.augmentation import augment, is_on
+from pipeline.training import models
+from pipeline.training.augmentation import augment
 from pipeline.training.model import Model, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    Step = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 
 CHUNK = 6144  # images augmented at once: large enough to be fast, small enough to stay in tens of megabytes
 
@@ -31,13 +34,21 @@ class Trainer:
     threads: int = 1  # of the processor; another number sums in another order
     quiet: bool = False  # no progress bar
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, quiet: bool = False) -> Trainer:
+        """Return the trainer for complete options, as `recipe.options` returns them."""
+        recipe = Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
+        seed, device, precision = options["seed"], options["device"], options["precision"]
+        return cls(models.get(options["model"]), recipe, seed, device, precision, options["train_threads"], quiet)
+
     def fit(
-        self, images: np.ndarray, labels: np.ndarray, state: dict[str, Any] | None = None
-    ) -> Iterator[tuple[torch.nn.Module, dict[str, float], dict[str, Any]]]:
+        self, images: np.ndarray, labels: np.ndarray, begun: Mapping[str, torch.Tensor] | None = None, done: int = 0
+    ) -> Iterator[tuple[torch.nn.Module, dict[str, float], dict[str, torch.Tensor]]]:
         """Train on uint8 images `[n, c, h, w]` with integer labels `[n]`, one epoch a step.
 
-        Yields after every epoch the network, that epoch's figures, and the state from which a later call
-        continues as if it never had stopped: every epoch draws its random numbers from (seed, epoch) alone.
+        Yields after every epoch the network, that epoch's figures, and a copy of the state. With it (`begun`) and the
+        number of epochs `done`, a later call continues as if training had never stopped: every epoch draws its random
+        numbers from (seed, epoch) alone.
         """
         import torch
 
@@ -51,25 +62,17 @@ class Trainer:
         kind = getattr(torch, self.precision)
         how = network, kind, self.recipe.momentum, self.recipe.label_smoothing
         step = onednn.Step(*how) if self.device == "cpu" and onednn.usable(network, kind) else _Step(*how)
-        if state:
-            network.load_state_dict(state["weights"])
-            for index, buffer in enumerate(step.momentum):
-                buffer.copy_(state["momentum"][index])
+        if begun:
+            for name, tensor in state(network, step.momentum).items():
+                tensor.copy_(begun[name])
         pixels, targets = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).long().to(self.device)
-        for epoch in range(state["epoch"] if state else 0, self.recipe.epochs):
+        for epoch in range(done, self.recipe.epochs):
             network.train()
             figures = self._epoch(step, pixels, targets, epoch)
-            momentum = dict(enumerate(map(_alone, step.momentum)))
-            yield network, figures, {"weights": weights(network), "momentum": momentum, "epoch": epoch + 1}
+            yield network, figures, copied(state(network, step.momentum))
 
-    def _epoch(
-        self,
-        step: Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]],
-        pixels: torch.Tensor,
-        targets: torch.Tensor,
-        epoch: int,
-    ) -> dict[str, float]:
-        """One pass over all images; gives its figures. Shows loss, batch, accuracy and it/s on the way."""
+    def _epoch(self, step: Step, pixels: torch.Tensor, targets: torch.Tensor, epoch: int) -> dict[str, float]:
+        """Pass over all images once, with loss, batch, accuracy and it/s in a bar, and return the epoch's figures."""
         import torch
 
         torch.manual_seed((self.seed << 16) + epoch)  # dropout's
@@ -95,9 +98,9 @@ class Trainer:
     def _batches(
         self, pixels: torch.Tensor, targets: torch.Tensor, epoch: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Augmented, normalised float32 batches `[b, c, h, w]` and their targets `[b]`, in the epoch's own order.
+        """Yield augmented, normalised float32 batches `[b, c, h, w]` and their targets `[b]`, in the epoch's own order.
 
-        Augmented by the chunk of whole batches, since one call a batch costs more.
+        Many whole batches are augmented in one call, since one call per batch costs more.
         """
         import torch
 
@@ -107,14 +110,30 @@ class Trainer:
         size = self.recipe.batch_size
         for chunk in order.split(max(1, CHUNK // size) * size):
             x = pixels[chunk].float() / 255
-            if strength > 0 and (self.model.augment or is_on(self.recipe)):
+            if strength > 0:
                 x = (self.model.augment or augment)(x, generator, self.recipe, strength)
             x = normalised(x, self.model)
-            yield from zip(_batches(x, size), _batches(targets[chunk], size), strict=True)
+            yield from zip(_split(x, size), _split(targets[chunk], size), strict=True)
+
+    def measure(self, network: torch.nn.Module, test: ImageSet) -> tuple[float, np.ndarray]:
+        """Return mean cross-entropy and predictions `[n]` of a network in evaluation mode, in float32."""
+        import torch
+        import torch.nn.functional as F
+
+        def ready(images: torch.Tensor) -> torch.Tensor:
+            pixels = normalised(images.to(self.device).float() / 255, self.model)
+            return pixels.contiguous(memory_format=torch.channels_last)
+
+        _deterministic()
+        network.eval()
+        with torch.inference_mode():
+            parts = torch.from_numpy(test.images).split(250)
+            logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
+            return F.cross_entropy(logits, torch.from_numpy(test.labels)).item(), logits.argmax(1).numpy()
 
 
 class _Step:
-    """What `onednn.Step` does, for any network and device, by autograd."""
+    """A step as `onednn.Step` takes it, by autograd, for any network and device."""
 
     def __init__(self, network: torch.nn.Module, kind: torch.dtype, momentum: float, label_smoothing: float) -> None:
         import torch
@@ -122,9 +141,9 @@ class _Step:
         self._network, self._kind = network.to(memory_format=torch.channels_last), kind
         self._loss = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self._optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=momentum)
-        for parameter in network.parameters():  # made now, to be saved and loaded like the other step's
-            self._optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        self.momentum = [entry["momentum_buffer"] for entry in self._optimizer.state.values()]
+        self.momentum = [torch.zeros_like(parameter) for parameter in network.parameters()]
+        for parameter, buffer in zip(network.parameters(), self.momentum, strict=True):
+            self._optimizer.state[parameter]["momentum_buffer"] = buffer  # else made at the first step
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -139,49 +158,38 @@ class _Step:
         return loss.detach(), logits.detach()
 
 
-def learning_rate(recipe: Any, epochs: float) -> float:
-    """The learning rate after so many epochs (with a fraction). Schedule "step": PyTorch's StepLR; "linear": up from 0
-    over the share `warmup` of the training, then down to 0."""
+def learning_rate(recipe: Recipe, epochs: float) -> float:
+    """Return the learning rate after so many epochs (with a fraction).
+
+    "step" is PyTorch's StepLR; "linear" goes up from 0 over the share `warmup` of the training, then down to 0.
+    """
     if recipe.schedule == "step":
         return recipe.lr * recipe.gamma ** (int(epochs) // recipe.step_size)
     done = epochs / recipe.epochs
     return recipe.lr * (done / recipe.warmup if done < recipe.warmup else (1 - done) / (1 - recipe.warmup))
 
 
-def augmentation(recipe: Any, epoch: int) -> float:
-    """How much of the recipe's augmentation an epoch gets: `ease` times as much after each learning-rate step, or,
-    with the linear schedule, less from epoch to epoch until the last one has `ease` of it."""
+def augmentation(recipe: Recipe, epoch: int) -> float:
+    """Return how much of the recipe's augmentation an epoch gets.
+
+    It is `ease` times as much after each learning-rate step, or, with the linear schedule, less from epoch to epoch
+    until the last one has `ease` of it.
+    """
     if recipe.schedule == "step":
         return recipe.ease ** (epoch // recipe.step_size)
     return 1 - (1 - recipe.ease) * epoch / max(recipe.epochs - 1, 1)
 
 
 def _deterministic() -> None:
-    """Float32 that is float32, and the same kernels every time, where there is a CUDA device."""
+    """Have CUDA devices compute float32 in float32, with the same kernels every time."""
     import torch
 
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def measure(model: Model, network: torch.nn.Module, test: ImageSet, device: str) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy and predictions `[n]` of a network in evaluation mode, in float32."""
-    import torch
-    import torch.nn.functional as F
-
-    def ready(images: torch.Tensor) -> torch.Tensor:
-        return normalised(images.to(device).float() / 255, model).contiguous(memory_format=torch.channels_last)
-
-    _deterministic()
-    network.eval()
-    with torch.inference_mode():
-        parts = torch.from_numpy(test.images).split(250)
-        logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
-        return F.cross_entropy(logits, torch.from_numpy(test.labels)).item(), logits.argmax(1).numpy()
-
-
 def normalised(pixels: torch.Tensor, model: Model) -> torch.Tensor:
-    """Pixels from 0 to 1, float32 `[n, c, h, w]`, less the model's mean and divided by its deviation, in place."""
+    """Subtract the model's mean from float32 pixels `[n, c, h, w]` from 0 to 1, and divide by its std, in place."""
     import torch
 
     card = model.card("model")
@@ -189,21 +197,23 @@ def normalised(pixels: torch.Tensor, model: Model) -> torch.Tensor:
     return pixels.sub_(mean).div_(std)
 
 
-def _batches(values: torch.Tensor, size: int) -> list[torch.Tensor]:
-    """Batches of `size`; one image that would be left alone joins the last, since BatchNorm can't train on one."""
+def _split(values: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Split into batches; one image that would be left alone joins the last, since BatchNorm can't train on one."""
     parts = list(values.split(size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [values[(len(parts) - 2) * size :]]
     return parts
 
 
-def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A network's parameters and statistics by name, on the CPU, each in memory of its own."""
-    return {name: _alone(tensor) for name, tensor in network.state_dict().items()}
+def state(network: torch.nn.Module, momentum: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a training by name: the network's parameters and statistics, and SGD's momentum."""
+    weights = {f"weights.{name}": tensor for name, tensor in network.state_dict().items()}
+    return weights | {f"momentum.{index}": tensor for index, tensor in enumerate(momentum)}
 
 
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU that shares no memory, as safetensors wants it."""
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU, each in memory of its own, as safetensors wants it."""
     import torch
 
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    layout = torch.contiguous_format
+    return {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in tensors.items()}

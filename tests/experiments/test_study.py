@@ -31,13 +31,8 @@ def test_it_prints_and_keeps_what_the_seeds_gave(study):
     assert facts["accuracies"][0] != facts["accuracies"][1]
     assert facts["numbers"]["limit"] == 640 and facts["recipe"] == "default" and facts["machine"]["cores"]
     assert facts["versions"]["torch"] and made.parents
-    for text in (
-        f"mean {facts['mean']:.3f} %",
-        "standard deviation",
-        f"{facts['accuracies'][0]:.2f} %",
-        "reach 99.40%",
-    ):
-        assert text in result.stdout
+    mean, first = f"mean {facts['mean']:.3f} %", f"{facts['accuracies'][0]:.2f} %"
+    assert all(text in result.stdout for text in (mean, first, "standard deviation", "reach 99.40%"))
 
 
 def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, few):
@@ -53,13 +48,21 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, few):
     assert "seed 0:" not in result.stderr and "seed 1:" in result.stderr and "seed 2:" in result.stderr
     again = json.loads((out / "study-default.json").read_text())
     assert len(again["accuracies"]) == 3 and again["checkpoints"][1] == disk.digest(other)
+    error = one_line(command(*line, "--change", "lr=0.01"), 2)
+    assert "belongs to a study with lr 0.04: expected 0.01" in error
+
+
+def test_a_seed_that_fails_ends_the_study_and_the_other_trainings(few, tmp_path):
+    (tmp_path / "study-default").mkdir()
+    (tmp_path / "study-default" / "1").write_text("in the way")
+    line = ["study", "--data", few, "--out", tmp_path, "--seeds", "2", "--workers", "2", "--change", "epochs=60000"]
+    assert "seed 1: its training ended with exit code" in one_line(command(*line), 1)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("arguments", "text"),
     [
         (["--recipe", "worst"], "expected one of default, best"),
-        (["--recipe", "worst", "--change", "epochs=1"], "expected one of default, best"),
         (["--seeds", "0"], "--seeds: expected 1 to 65536"),
         (["--seeds", "65537"], "--seeds: expected 1 to 65536"),
         (["--workers", "0"], "--workers: expected 1 or more"),
@@ -69,15 +72,14 @@ def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, few):
         (["--change", "schedule=cosine"], "--schedule: expected"),
     ],
 )
-def test_wrong_use_is_one_line_before_anything_is_trained(few, tmp_path, wrong):
-    arguments, text = wrong
+def test_wrong_use_is_one_line_before_anything_is_trained(few, tmp_path, arguments, text):
     assert text in one_line(command("study", "--data", few, "--out", tmp_path, *arguments), 2)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_summary_is_the_textbooks():
-    found = statistics.summary([99.4, 99.5, 99.6])
-    assert found["mean"] == pytest.approx(99.5) and found["deviation"] == pytest.approx(0.1)
-    assert found["mean_interval"] == pytest.approx([99.5 - 0.2484, 99.5 + 0.2484], abs=1e-3)  # t(2) = 4.303
-    assert (found["least"], found["most"]) == (99.4, 99.6)
+    summary = statistics.summary([99.4, 99.5, 99.6])
+    assert summary["mean"] == pytest.approx(99.5) and summary["deviation"] == pytest.approx(0.1)
+    assert summary["mean_interval"] == pytest.approx([99.5 - 0.2484, 99.5 + 0.2484], abs=1e-3)  # t(2) = 4.303
+    assert (summary["least"], summary["most"]) == (99.4, 99.6)
     assert statistics.summary([99.4])["deviation"] is None

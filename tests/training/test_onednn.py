@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.training import models, onednn
+from pipeline.training import models, onednn, trainer
 
 MODEL = models.get("mnist_cnn")
 
@@ -36,12 +36,10 @@ def both(kind: torch.dtype, smoothing: float = 0.0) -> tuple[dict[str, torch.Ten
         optimizer.step()
         other_loss, other_logits = step(images, targets, 0.04)
     momentum = [optimizer.state[parameter]["momentum_buffer"] for parameter in plain.parameters()]
-    found = []
-    for network, buffers, *rest in ((plain, momentum, loss, logits), (fast, step.momentum, other_loss, other_logits)):
-        names = [f"momentum.{name}" for name, _ in network.named_parameters()]
-        kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        found.append({**kept, **dict(zip(names, buffers, strict=True)), "loss": rest[0], "logits": rest[1]})
-    return found[0], found[1]
+    return (
+        {**trainer.state(plain, momentum), "loss": loss, "logits": logits},
+        {**trainer.state(fast, step.momentum), "loss": other_loss, "logits": other_logits},
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -75,7 +73,10 @@ def test_the_padding_stays_zero():
 
 
 def test_a_network_it_cannot_do_is_left_to_pytorch():
+    convolution = nn.Conv2d(2, 2, 3, bias=False)
     others = [
+        nn.Sequential(convolution, convolution),
+        MODEL.build().requires_grad_(False),
         MODEL.build(dropout=0.1),
         nn.Sequential(nn.Conv2d(1, 2, 3)),
         nn.Sequential(nn.Conv2d(1, 2, 3, padding="same", bias=False)),

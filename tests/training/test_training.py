@@ -16,7 +16,7 @@ MODEL = models.get("mnist_cnn")
 
 
 def test_the_step_schedule_is_pytorchs_steplr():
-    recipe = models.recipe("mnist_cnn", "default")
+    recipe = MODEL.recipes["default"]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.lr)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_size, recipe.gamma)
     for epoch in range(recipe.epochs):
@@ -35,31 +35,26 @@ def test_the_linear_schedule_goes_up_and_down_to_nothing():
     assert strengths[0] == 1 and strengths[-1] == pytest.approx(0.5) and strengths == sorted(strengths, reverse=True)
 
 
-def trained(**how) -> dict[str, torch.Tensor]:
-    """The weights after one epoch on 640 random images."""
+def trained(precision: str) -> dict[str, torch.Tensor]:
+    """The weights and momentum after one epoch on 640 random images."""
     noise = np.random.default_rng(0)
     images = noise.integers(0, 256, (640, 1, 28, 28), np.uint8)
-    recipe = replace(MODEL.recipes["default"], epochs=1, **how.pop("recipe", {}))
-    ((network, figures, _),) = Trainer(MODEL, recipe, 0, **how).fit(images, noise.integers(0, 10, 640))
+    trainer = Trainer(MODEL, replace(MODEL.recipes["default"], epochs=1), 0, precision=precision, threads=2)
+    ((_, figures, state),) = trainer.fit(images, noise.integers(0, 10, 640))
     assert figures["epoch"] == 1 and np.isfinite(figures["train_loss"])
-    return training.weights(network)
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)
+    return state
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_gives_the_same_bytes(precision):
-    assert equal(trained(precision=precision, threads=2), trained(precision=precision, threads=2))
+    one, other = (trained(precision) for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["oneDNN's step", "the general step"])
 def test_the_loss_falls(few, dropout):
-    recipe, some = (
-        replace(MODEL.recipes["default"], epochs=3, dropout=dropout),
-        imagesets.load(str(few), "train", (1, 28, 28), DIGITS),
-    )
+    recipe = replace(MODEL.recipes["default"], epochs=3, dropout=dropout)
+    some = imagesets.load(str(few), "train", (1, 28, 28), DIGITS)
     fit = Trainer(MODEL, recipe, 0, quiet=True).fit(some.images[:2560], some.labels[:2560])
     losses, accuracies = zip(*((now["train_loss"], now["train_accuracy"]) for _, now, _ in fit), strict=True)
     assert losses[0] < 2.303 and losses[0] > losses[1] > losses[2] and losses[2] < 0.8  # ln 10: knowing nothing

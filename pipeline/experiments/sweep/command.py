@@ -10,10 +10,10 @@ import numpy as np
 
 from pipeline import console
 from pipeline.data import imagesets
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.experiments.sweep import heatmap
 from pipeline.experiments.sweep.trials import Storage
-from pipeline.experiments.sweep.workers import ANY_MACHINE, work
+from pipeline.experiments.sweep.workers import work
 from pipeline.machine import host as machine
 from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
@@ -61,28 +61,34 @@ def run(
         raise UsageError(f"--name {name!r}: expected letters, digits, '.', '-' and '_', as in a file name")
     lrs, gammas = sorted(set(lr)), sorted(set(gamma))
     plan = _plan(sampler, lrs, gammas, trials, seed)
-    crew = machine.cores() if workers is None else workers
-    counts = {"trials": len(plan), "workers": crew, "hold-out": hold_out, "grace": grace}
+    workers = machine.cores() if workers is None else workers
+    counts = {"trials": len(plan), "workers": workers, "hold-out": hold_out, "grace": grace}
     for option, value in counts.items():
         if value < (least := 3 if option == "grace" else 1):  # databases count whole seconds
             raise UsageError(f"--{option}: expected {least} or more, received {value}")
     shared = {"seed": seed, "hold_out": hold_out, "limit": limit, "epochs": epochs}
+    training = _training(model, shared, lrs, gammas)
     facts: dict[str, Any] = {"model": model, **shared, "sampler": sampler, "prune": bool(prune)}
-    facts |= {"lr": lrs, "gamma": gammas, "trials": len(plan), "recipe": _recipe(model, shared, lrs, gammas)}
+    facts |= {"lr": lrs, "gamma": gammas, "trials": len(plan), "recipe": training}
     checked = check.model(model)
     source = data or checked.data
     parents = imagesets.load(source, "train", checked.input, checked.classes).digests
     out.mkdir(parents=True, exist_ok=True)
-    meeting = Storage(storage or f"sqlite:///{out / STORAGE}", name, grace)
-    if facts["recipe"]["epochs"] <= facts["recipe"]["step_size"]:
-        console.say(f"gamma has no effect: its first step is after {facts['recipe']['step_size']} epochs")
-    with meeting.reported():
-        ended = work(meeting, facts, plan, source, crew)
+    database = Storage(storage or f"sqlite:///{out / STORAGE}", name, grace)
+    if training["epochs"] <= training["step_size"]:
+        console.say(f"gamma has no effect: its first step is after {training['step_size']} epochs")
+    import optuna
+    import sqlalchemy.exc
+
+    try:
+        ended = work(database, facts, plan, source, workers)
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise PipelineError(f"{database}: the storage failed: {database.line(error)}") from error
     return _write(out, name, ended, parents, facts)
 
 
 def _plan(sampler: str, lrs: list[float], gammas: list[float], trials: int, seed: int) -> list[dict[str, float]]:
-    """The pairs to train; an empty one is drawn by TPE when its trial begins, from the results so far."""
+    """Return the pairs to train; an empty one is drawn by TPE when its trial begins, from the results so far."""
     if sampler == "grid":
         return [{"lr": lr, "gamma": gamma} for lr in lrs for gamma in gammas]
     if sampler == "tpe":
@@ -91,35 +97,37 @@ def _plan(sampler: str, lrs: list[float], gammas: list[float], trials: int, seed
     return [{"lr": float(lr), "gamma": float(gamma)} for lr, gamma in draws]
 
 
-def _recipe(model: str, shared: dict[str, Any], lrs: list[float], gammas: list[float]) -> dict[str, Any]:
-    """The training options that all trials share, after those of every learning rate and gamma were checked."""
-    numbers: list[dict[str, Any]] = [*({"lr": lr} for lr in lrs), *({"gamma": gamma} for gamma in gammas)]
-    for number in numbers:
-        options = recipe.options(model, **ANY_MACHINE, train_threads=1, **shared, **number)
-    return {name: value for name, value in options.items() if name not in ("lr", "gamma", "model", *ANY_MACHINE)}
+def _training(model: str, shared: dict[str, Any], lrs: list[float], gammas: list[float]) -> dict[str, Any]:
+    """Return the training options that all trials share, after checking every learning rate and gamma."""
+    for lr in lrs:
+        options = recipe.options(model, train_threads=1, **shared, lr=lr)
+    for gamma in gammas:
+        options = recipe.options(model, train_threads=1, **shared, gamma=gamma)
+    own = ("lr", "gamma", "model", "device", "precision")  # a trial's; the last two depend on the machine
+    return {name: value for name, value in options.items() if name not in own}
 
 
 def _write(out: Path, name: str, trials: list[FrozenTrial], parents: dict[str, str], facts: dict[str, Any]) -> Artifact:
     """Write the sweep's trials, the best first, and the picture of them."""
     rows = sorted(map(_row, trials), key=lambda row: (row.pruned, -row.accuracy))
-    sweep = Sweep(
-        **facts,
-        rows=rows,
-        best=rows[0],
-        command=_command(facts, rows[0]),
-        measured_on=f"{facts['hold_out']} held-out training images",
+    title = f"{facts['hold_out']} held-out training images"
+    artifact = manifest.write(
+        out / FILE.format(name=name),
+        None,
+        facts=Sweep(**facts, rows=rows, best=rows[0], command=_command(facts, rows[0]), measured_on=title),
+        parents=parents,
+        options=facts,
+        versions=manifest.versions("torch", "optuna", "numpy"),
+        code=code.digest(__name__),
     )
-    how: dict[str, Any] = {"parents": parents, "options": facts, "code": code.digest(__name__)}
-    versions = manifest.versions("torch", "optuna", "numpy")
-    artifact = manifest.write(out / FILE.format(name=name), None, facts=sweep, versions=versions, **how)
-    picture = heatmap.draw(rows, grid=facts["sampler"] == "grid", title=sweep.measured_on)
-    how = {"parents": [artifact], "versions": manifest.versions("matplotlib")}
-    manifest.write(out / PICTURE.format(name=name), picture, facts=Picture(), **how)
+    picture = heatmap.draw(rows, grid=facts["sampler"] == "grid", title=title)
+    versions = manifest.versions("matplotlib")
+    manifest.write(out / PICTURE.format(name=name), picture, facts=Picture(), parents=[artifact], versions=versions)
     return artifact
 
 
 def _command(facts: dict[str, Any], best: Trial) -> str:
-    """The command that trains a pair on all training images, with the sweep's seed and epochs."""
+    """Return the command that trains a pair on all training images, with the sweep's seed and epochs."""
     given = {"lr": best.lr, "gamma": best.gamma, "seed": facts["seed"], "epochs": facts["epochs"]}
     words = [f"--{name} {value!r}" for name, value in given.items() if value is not None]
     return " ".join(["pipeline train", facts["model"], *words])
@@ -128,9 +136,14 @@ def _command(facts: dict[str, Any], best: Trial) -> str:
 def _row(trial: FrozenTrial) -> Trial:
     from optuna.trial import TrialState
 
-    last, worker = max(trial.intermediate_values), trial.user_attrs["worker"]
-    how = {"accuracy": trial.intermediate_values[last], "epochs": last, "worker": worker}
-    return Trial(**trial.params, **how, pruned=trial.state == TrialState.PRUNED)
+    epochs = max(trial.intermediate_values)
+    return Trial(
+        **trial.params,
+        accuracy=trial.intermediate_values[epochs],
+        epochs=epochs,
+        worker=trial.user_attrs["worker"],
+        pruned=trial.state == TrialState.PRUNED,
+    )
 
 
 def show(sweep: Artifact) -> None:
@@ -140,6 +153,6 @@ def show(sweep: Artifact) -> None:
         for row in sweep.facts.rows
     ]
     console.table(["lr", "gamma", "accuracy", "epochs", ""], rows, title=sweep.facts.measured_on)
-    what = "heat map" if sweep.facts.sampler == "grid" else "picture"
-    console.result(f"{what}: {sweep.path.with_suffix('.png')}")
+    if sweep.path:
+        console.result(f"picture: {sweep.path.with_suffix('.png')}")
     console.result(f"best: {sweep.facts.command}")

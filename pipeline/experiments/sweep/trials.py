@@ -1,19 +1,18 @@
 """A sweep's study in a shared Optuna storage. Its plan is a list of pairs; each trial claims one that nobody else has.
 
-Optuna's own queues cannot promise this: GridSampler gives one pair to several workers, SQLite one enqueued trial to
-two, and RetryHeartbeatStaleTrialCallback retries no errors and loses a trial if it is killed before it queues it again.
+Optuna's own queues can't promise that: GridSampler gives one pair to several workers, SQLite one enqueued trial to two,
+and a trial that is killed before its first heartbeat, or before RetryHeartbeatStaleTrialCallback has queued it again,
+is lost. So each worker asks for a trial of its own and claims a pair with it; heartbeats and pruning are Optuna's.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     import optuna
@@ -46,17 +45,6 @@ class Storage:
         text = (str(error) or type(error).__name__).partition("[SQL:")[0].partition("(Background on this error")[0]
         return " ".join(text.replace(self.url, str(self)).split())[:200]
 
-    @contextmanager
-    def reported(self) -> Iterator[None]:
-        """Turn any failure of the storage into a one-line PipelineError."""
-        import optuna
-        import sqlalchemy.exc
-
-        try:
-            yield
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            raise PipelineError(f"{self}: the storage failed: {self.line(error)}") from error
-
     def open(self, attempts: int = 3) -> optuna.storages.RDBStorage:
         """Connect, and create the tables if need be. Raises UsageError if that fails."""
         import optuna
@@ -79,7 +67,7 @@ class Storage:
 
 
 def load(storage: Storage, facts: dict[str, Any]) -> optuna.Study:
-    """Load the sweep's study, or create it. TPE draws what the plan leaves open."""
+    """Load the sweep's study, or create it. TPE draws the numbers that the plan leaves open."""
     import optuna
 
     shared = facts["recipe"]
@@ -98,7 +86,7 @@ def load(storage: Storage, facts: dict[str, Any]) -> optuna.Study:
 
 
 def begin(storage: Storage, facts: dict[str, Any]) -> optuna.Study:
-    """Record a start of the sweep. Raises UsageError if another program, or a sweep with other facts, was first."""
+    """Record a start of the sweep. Raises UsageError if the study is another program's or another sweep's."""
     import optuna
 
     study = load(storage, facts)
@@ -108,17 +96,18 @@ def begin(storage: Storage, facts: dict[str, Any]) -> optuna.Study:
     begun = study.get_trials(deepcopy=False)[0].user_attrs.get("facts")  # another's, if both began at once
     if begun is None:
         raise UsageError(f"{storage}: {storage.name!r} is another program's study; give this sweep another --name")
-    for name in (name for name in facts if begun.get(name) != facts[name]):
-        raise UsageError(
-            f"{storage}: sweep {storage.name!r} was begun with {name} {begun.get(name)}: expected that, received "
-            f"{facts[name]}; give this sweep the same, or another --name"
-        )
+    for name, value in facts.items():
+        if begun.get(name) != value:
+            raise UsageError(
+                f"{storage}: sweep {storage.name!r} was begun with {name} {begun.get(name)}: expected that, received "
+                f"{value}; give this sweep the same, or another --name"
+            )
     study.add_trial(start)
     return study
 
 
 class Progress(NamedTuple):
-    """The pairs of a plan by number: how they ended, the last error of those given up, and those that nobody has."""
+    """The pairs of a plan by number: trials that ended, the last errors of pairs given up, and unclaimed pairs."""
 
     ended: dict[int, FrozenTrial]
     given_up: dict[int, FrozenTrial]
@@ -127,7 +116,7 @@ class Progress(NamedTuple):
 
 
 def progress(study: optuna.Study, plan: list[dict[str, float]]) -> Progress:
-    """What has become of each pair of the plan."""
+    """Look up what has become of each pair of the plan."""
     from optuna.trial import TrialState
 
     trials = study.get_trials(deepcopy=False)
@@ -135,26 +124,27 @@ def progress(study: optuna.Study, plan: list[dict[str, float]]) -> Progress:
     for number, pair in enumerate(plan):
         tries = [trial for trial in trials if trial.user_attrs.get("plan") == number]
         errors = [trial for trial in tries if "error" in trial.user_attrs and trial.number > now.start]
-        if done := [trial for trial in tries if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]:
-            now.ended[number] = done[0]
+        if ended := [trial for trial in tries if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]:
+            now.ended[number] = ended[0]
         elif len(errors) >= TRIES:  # a worker that was killed leaves none
             now.given_up[number] = errors[-1]
         elif all(trial.state == TrialState.FAIL for trial in tries):
-            drawn = next((trial.params for trial in reversed(tries) if trial.params), {})  # TPE would draw others
-            now.missing[number] = {**pair, **drawn}
+            drawn = [trial.params for trial in tries if trial.params]  # TPE would draw others
+            now.missing[number] = {**pair, **(drawn[-1] if drawn else {})}
     return now
 
 
 def claim(study: optuna.Study, plan: list[dict[str, float]], trial: optuna.Trial) -> dict[str, float] | None:
-    """Choose a missing pair for a new trial, and return what is known of it. None if another trial claims the same:
-    each puts its claim down before it looks for others, so that at most one goes on."""
+    """Claim a missing pair for a new trial, and return its numbers; None if another trial claims the same.
+
+    Each trial records its claim before it looks for others, so that at most one goes on.
+    """
     from optuna.trial import TrialState
 
     now = progress(study, plan)
     if not now.missing:
         return None
-    # Before the claim, since a trial without a heartbeat never counts as dead.
-    study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+    study._storage.record_heartbeat(trial._trial_id)  # before the claim: a trial without any never counts as dead
     turn = trial.number - now.start - 1
     number = turn if turn in now.missing else list(now.missing)[trial.number % len(now.missing)]
     trial.set_user_attr("plan", number)

@@ -17,7 +17,7 @@ from pipeline.data import imagesets
 from pipeline.errors import PipelineError
 from pipeline.experiments.sweep import trials
 from pipeline.training import models, recipe
-from pipeline.training.trainer import Trainer, measure
+from pipeline.training.trainer import Trainer
 
 if TYPE_CHECKING:
     import optuna
@@ -26,18 +26,15 @@ if TYPE_CHECKING:
     Plan = list[dict[str, float]]
     Train = Callable[[optuna.Trial, dict[str, float]], float]
 
-# Training options that are each worker's own.
-ANY_MACHINE: dict[str, Any] = {"recipe": "default", "device": "auto", "precision": "auto"}
-
 
 def work(storage: trials.Storage, facts: dict[str, Any], plan: Plan, data: str, workers: int) -> list[FrozenTrial]:
     """Train every pair of the plan in so many processes, under a progress bar, and return the trials."""
     study, context = trials.begin(storage, facts), multiprocessing.get_context("spawn")
-    given = (storage, facts, plan, data, os.getpid())
     recorded = len(trials.progress(study, plan).ended)
-    crew = [context.Process(target=_worker, args=given, daemon=True) for _ in range(min(workers, len(plan) - recorded))]
     if recorded:
         console.say(f"{storage}: {recorded} of {len(plan)} trials are on record")
+    given = storage, facts, plan, data
+    crew = [context.Process(target=_worker, args=given, daemon=True) for _ in range(min(workers, len(plan) - recorded))]
     try:
         with console.progress(len(plan), "trial", "sweep") as bar:
             for process in crew:
@@ -54,7 +51,7 @@ def work(storage: trials.Storage, facts: dict[str, Any], plan: Plan, data: str, 
 
 
 def finished(study: optuna.Study, storage: trials.Storage, plan: Plan) -> list[FrozenTrial]:
-    """The trials of all pairs. Raises PipelineError if some are missing, naming one that keeps failing."""
+    """Return the trials of all pairs. Raises PipelineError if some are missing, naming one that keeps failing."""
     now, why = trials.progress(study, plan), "all its workers ended early; run it again to go on"
     if len(now.ended) == len(plan):
         return list(now.ended.values())
@@ -62,21 +59,27 @@ def finished(study: optuna.Study, storage: trials.Storage, plan: Plan) -> list[F
         pair = ", ".join(f"{name} {value:g}" for name, value in last.params.items())
         why = (
             f"trial {number}, {pair}, failed {trials.TRIES} times, at last with: {last.user_attrs['error']}; fix that "
+            "and run it again: only what is missing is trained"
         )
-        why += "and run it again: only what is missing is trained"
     raise PipelineError(f"{storage}: sweep {storage.name!r} is not finished: {why}")
 
 
-def _worker(storage: trials.Storage, facts: dict[str, Any], plan: Plan, data: str, parent: int) -> None:
-    """Train pairs until all have ended. Those of other workers are waited for, since these may die."""
+def _orphaned() -> bool:
+    """Return whether this is a worker process whose parent has ended."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
+def _worker(storage: trials.Storage, facts: dict[str, Any], plan: Plan, data: str) -> None:
+    """Train pairs until all have ended. Waits for those of other workers, since these may die."""
     import optuna
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is ended leaks, with a warning
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a terminated process leaks, with a warning
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
     try:
-        study, train = trials.load(storage, facts), _training(facts, data, parent)
-        while os.getppid() == parent:
+        study, train = trials.load(storage, facts), _training(facts, data)
+        while not _orphaned():
             optuna.storages.fail_stale_trials(study)
             now = trials.progress(study, plan)
             if now.missing:
@@ -95,7 +98,7 @@ class _Abandoned(Exception):
 
 
 def one(study: optuna.Study, storage: trials.Storage, plan: Plan, train: Train) -> None:
-    """Claim a pair and train it. An error of the training is put down with the trial."""
+    """Claim a pair and train it. An error of the training is recorded with the trial."""
     import optuna
     import sqlalchemy.exc
 
@@ -116,7 +119,7 @@ def one(study: optuna.Study, storage: trials.Storage, plan: Plan, train: Train) 
         study.optimize(objective, n_trials=1, catch=(_Abandoned,))
 
 
-def _training(facts: dict[str, Any], data: str, parent: int) -> Train:
+def _training(facts: dict[str, Any], data: str) -> Train:
     """Read the images, and return a function that trains a pair and returns its accuracy after the last epoch."""
     import optuna
 
@@ -128,16 +131,14 @@ def _training(facts: dict[str, Any], data: str, parent: int) -> Train:
         for name in ("lr", "gamma"):
             values = [pair[name]] if name in pair else facts[name]
             trial.suggest_float(name, min(values), max(values))
-        options = recipe.options(facts["model"], **ANY_MACHINE, **{**facts["recipe"], **trial.params})
-        chosen, how = recipe.numbers(facts["model"], "default", options), (options["device"], options["precision"])
-        trainer = Trainer(model, chosen, options["seed"], *how, options["train_threads"], quiet=True)
+        trainer = Trainer.of(recipe.options(facts["model"], **{**facts["recipe"], **trial.params}), quiet=True)
         for network, figures, _ in trainer.fit(images.images, images.labels):
-            _, predictions = measure(model, network, held_out, options["device"])
+            _, predictions = trainer.measure(network, held_out)
             accuracy = float((predictions == held_out.labels).mean())
             trial.report(accuracy, int(figures["epoch"]))
-            if os.getppid() != parent:
+            if _orphaned():
                 raise _Abandoned
-            if figures["epoch"] < chosen.epochs and trial.should_prune():
+            if figures["epoch"] < trainer.recipe.epochs and trial.should_prune():
                 raise optuna.TrialPruned
         return accuracy
 
