@@ -43,6 +43,8 @@ class ModelCard(Part, frozen=True):
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.input[0]:
             raise ValueError(f"expected one mean and std per channel, {self.input[0]}")
+        if self.prepare == "digit" and self.input != [1, 28, 28]:
+            raise ValueError(f'prepare="digit" makes images [1, 28, 28]: received a model for {self.input}')
 
 
 class Reference(Part, frozen=True):

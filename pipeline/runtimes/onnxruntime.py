@@ -50,7 +50,9 @@ class Session(base.Session):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # warnings tell of fallbacks that `arithmetic` states for every run
         options.intra_op_num_threads = threads or 0
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+        # Threads that spin while they wait gain microseconds a request, and cost other processes a core.
+        spinning = threads is not None and threads > 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         if not self._on_cpu:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         settings = {  # CUDA graphs for the prepared requests; float16 for TensorRT only where the file has it
