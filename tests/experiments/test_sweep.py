@@ -174,6 +174,7 @@ def test_a_drawn_sweep_ends(few, tmp_path, here, sampler):
         (["--trials", "0", "--sampler", "tpe"], "--trials: expected 1 or more"),
         (["--workers", "0"], "--workers: expected 1 or more"),
         (["--grace", "2"], "--grace: expected 3 or more"),
+        (["--lr", "-1"], "--lr: expected"),
         (["--seed", "65536"], "--seed: expected 0 to 65535"),
         (["--gamma", "2"], "--gamma: expected 0 to 1"),
         (["--hold-out", "0"], "--hold-out: expected 1 or more"),
