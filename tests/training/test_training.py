@@ -84,6 +84,6 @@ def test_an_image_left_alone_joins_the_batch_before():
 
 
 def test_pixels_are_normalised_by_channel():
-    model = replace(MODEL, input=(3, 4, 4), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
+    model = replace(MODEL, prepare="resize", input=(3, 4, 4), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
     pixels = training.normalised(torch.full((2, 3, 4, 4), 0.6), model)
     assert torch.allclose(pixels[0, :, 0, 0], torch.tensor([1.0, 1.6, 0.3]))
