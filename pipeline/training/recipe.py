@@ -18,7 +18,7 @@ LIMITS = {  # least and most; for every other number, 0 and no limit
     "epochs": (1, 2**16 - 1),
     "train_threads": (1, 64),
     "limit": (2, math.inf),
-    "hold_out": (0, 50_000),
+    "hold_out": (0, math.inf),
     "batch_size": (1, math.inf),
     "lr": (1e-9, 1e3),
     "step_size": (1, math.inf),

@@ -134,7 +134,7 @@ def _error(place: Place, script: str, change: tuple[str, str, str] | None) -> st
     """Run a script with a line of the source changed: the error that ended it, None if nothing did."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
-        for name in ("pipeline", "models", "tests/hardening"):
+        for name in ("pipeline", "models", "tests/hardening", "tests/support"):
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         if change:
             path = source / change[0]
