@@ -87,7 +87,9 @@ def test_a_residual_rgb_network_on_class_folders_is_shipped(tmp_path):
     predicted = command("predict", tmp_path / "colours/test", "--model", release / "colours.onnx", "--json")
     facts = json.loads(predicted.stdout)["facts"]
     assert facts["labelled"] == 18 and facts["correct"] == manifest.read(out / "colours.onnx").facts.reference.correct
-    assert "expected a model of digits" in one_line(command("demo", "--model", release / "colours.onnx", "--port", "0"), 2)
+    assert "expected a model of digits" in one_line(
+        command("demo", "--model", release / "colours.onnx", "--port", "0"), 2
+    )
 
 
 @pytest.mark.exhaustive

@@ -33,7 +33,7 @@ PAGES = {"/": ("demo.html", "text/html; charset=utf-8"), "/demo.js": ("demo.js",
 
 def run(
     *,
-    model: Annotated[Path, "The file that answers."] = Path("artifacts/mnist_cnn.onnx"),
+    model: Annotated[Path, "Model file to use."] = Path("artifacts/mnist_cnn.onnx"),
     port: Annotated[int, "Port on this machine; 0 takes a free one."] = 8000,
     open: Annotated[bool, "Open the page in a browser."] = False,
 ) -> None:

@@ -25,8 +25,8 @@ SHOWN = 40  # rows of a table; --json has them all
 
 def run(
     *paths: Path,
-    model: Annotated[Path, "The file that answers."] = Path("artifacts/mnist_cnn.onnx"),
-    as_is: Annotated[bool, "Pictures are in the model's own size: pixels go in unchanged."] = False,
+    model: Annotated[Path, "Model file to use."] = Path("artifacts/mnist_cnn.onnx"),
+    as_is: Annotated[bool, "Use the pixels unchanged; pictures must have the model's input size."] = False,
     threads: Annotated[int | None, "Threads to use; by default as many as there are cores."] = None,
 ) -> Artifact:
     """Classify pictures: PNG, JPEG, IDX files, or folders of them. Folders named by label give accuracy.
@@ -34,7 +34,9 @@ def run(
     A picture is resized to the model's input. Digits are prepared as MNIST's were: dark on light or light on dark, put
     into a 20 × 20 box and centred by mass; one digit a picture, on even paper.
 
-    Pictures that can't be read are left out; the predictions' `failures` say which. Raises UsageError if none can be.
+    Pictures that can't be read are left out; the exit code is then 1.
+
+    Raises UsageError if none can be read.
     """
     installs.require("predict", NEEDS)
     rows: list[Prediction] = []

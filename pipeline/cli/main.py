@@ -146,8 +146,10 @@ def show(what: str, as_json: bool) -> None:
     if what not in models.names() and Path(what).exists():
         console.json(manifest.read(Path(what)).record())
         return
+    from pipeline.stages import check
+
     model = models.get(what)
-    card, layers = model.card(what), models.layers(model.build(), model.input)
+    card, layers = model.card(what), check.facts(what).layers
     total = sum(row.parameters for row in layers)
     if as_json:
         console.json(kinds.plain({"card": card, "layers": layers, "parameters": total}))
@@ -197,10 +199,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _after(name: str) -> str:
     """What an interrupted command leaves, and how to go on."""
     if name == "train":
-        return "finished epochs are kept: the same command goes on with --resume"
+        return "completed epochs are saved; run the same command again with --resume"
     if name in ("run", "study", "sweep"):
-        return "what is finished is kept: the same command goes on"
-    return "nothing half-done is left"
+        return "completed work is saved; run the same command again to continue"
+    return "no partial files are left"
 
 
 def _fail(message: str, code: int) -> NoReturn:

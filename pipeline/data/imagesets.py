@@ -107,7 +107,7 @@ def spoilt(images: ImageSet, trained_on: Iterable[str], shape: Sequence[int], cl
         reasons.append(f"{images.name}: {repeated} of {len(rows)} images are in it more than once: expected each once")
     readable = [source for source in dict.fromkeys(trained_on) if sources.has_training_images(source)]
     if not readable:
-        console.say(f"{images.name}: not compared with training images: there are none here")
+        console.say(f"{images.name}: not compared with training images: none found")
     for source in readable:
         trained = load(source, "train", shape, classes)
         if shared := int(np.isin(rows, _rows(trained)).sum()):

@@ -35,10 +35,10 @@ def run(
     out: Out,
     data: Data = None,
     recipe: Annotated[str, "Which of the model's recipes."] = "default",
-    seeds: Annotated[int, "Train with the seeds 0, 1... up to so many."] = 10,
+    seeds: Annotated[int, "Number of seeds: 0 to N - 1."] = 10,
     workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
-    hold_out: Annotated[int, "Hold so many training images out and measure on them: to choose a recipe."] = 0,
-    limit: Annotated[int | None, "Train on the first so many images only: for a try, not for a result."] = None,
+    hold_out: Annotated[int, "Hold out N training images and measure on them, to choose a recipe."] = 0,
+    limit: Annotated[int | None, "Train on only the first N images, for a quick trial."] = None,
     change: Annotated[tuple[str, ...], "A number of the recipe to change, as NAME=VALUE; may be given again."] = (),
 ) -> Artifact:
     """Train a recipe with many seeds and sum up the last epochs' accuracies: mean, deviation, least, interval.

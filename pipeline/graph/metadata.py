@@ -20,7 +20,9 @@ def describe(model: ModelProto, card: ModelCard, reference: Reference, parent_sh
 
     model.producer_name, model.producer_version = "edge-pipeline", card.version
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset(model))])
-    model.doc_string = f"{card.title}. Raw pixels in, logits out; the prediction is the largest logit."
+    model.doc_string = (
+        f"{card.title}. Takes raw uint8 pixels and returns logits; the predicted class is the largest logit."
+    )
     model.graph.name = card.name
     model.graph.input[0].doc_string = card.input_meaning
     names = ", ".join(card.classes)

@@ -95,4 +95,6 @@ def check_writable(folder: Path) -> None:
     try:
         tempfile.TemporaryDirectory(dir=nearest).cleanup()  # permissions don't tell: root has them where nothing can be
     except OSError:
-        raise UsageError(f"--out {folder}: expected a folder that can be written to; {nearest} is none") from None
+        raise UsageError(
+            f"--out {folder}: expected a folder that can be written to; can't create files in {nearest}"
+        ) from None

@@ -100,7 +100,7 @@ def write(
         with disk.held(path.parent):
             records, intact = _load(path.parent)
             if not intact:
-                console.say(f"{path.parent / FILE}: altered; what is no record in it any more is left out")
+                console.say(f"{path.parent / FILE}: altered; records that can't be read are dropped")
             before = records.pop(path.name, None)
             # Between the first two, a kill leaves the file without a record: not trusted, and not called altered.
             without = [(path.parent / FILE, _serialised(records))] if before else []
@@ -196,9 +196,7 @@ def _record(path: Path) -> dict[str, Any]:
     if not intact:
         raise CheckFailed(f"{manifest}: altered, and with it the record of {path.name}; {AGAIN}")
     if path.name not in records:
-        raise UsageError(
-            f"{path}: has no record in {manifest}, as every file made here has; copy that file, too, or make it again"
-        )
+        raise UsageError(f"{path}: has no record in {manifest}; copy that file, too, or make this one again")
     record = records[path.name]
     if not isinstance(record, dict) or record.pop("record_sha256", None) != _own(path.name, record):
         raise CheckFailed(f"{manifest}: the record of {path.name} was altered; {AGAIN}")
@@ -211,7 +209,7 @@ def _checked(path: Path, record: dict[str, Any], report: bytes | None = None) ->
         return _artifact(path, record, json.loads(report) if report is not None else record.get("facts"))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         where = path if report is not None else f"{path.parent / FILE}: the record of {path.name}"
-        raise CheckFailed(f"{where}: isn't as one of its kind: {reason(error)}; make the artifact again") from error
+        raise CheckFailed(f"{where}: isn't valid for its kind: {reason(error)}; make the artifact again") from error
 
 
 def _artifact(path: Path | None, record: dict[str, Any], values: Any) -> Artifact:

@@ -19,12 +19,15 @@ from pipeline.release import files
 
 ARCHIVE = ".tar.gz"
 SUFFIXES = (ARCHIVE, ".tgz")
-LIMIT = 1 << 28  # bytes that an archive may unpack to
+LIMIT = 1 << 30  # bytes that an archive may unpack to
 MOST = 1000  # files that it may have
 
 
 def pack(folder: Path) -> bytes:
-    """Pack a folder's files, below the folder's name, into a `.tar.gz`."""
+    """Pack a folder's files, below the folder's name, into a `.tar.gz`. UsageError if no one could unpack it."""
+    size = sum((folder / name).stat().st_size + 2 * tarfile.BLOCKSIZE for name in files.names(folder))
+    if size + tarfile.RECORDSIZE > LIMIT:
+        raise UsageError(f"{folder.name}: has {size:,} bytes: expected a release of at most {LIMIT:,}")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in files.names(folder):
@@ -60,7 +63,7 @@ def is_archive(path: Path) -> bool:
 def unpack(archive: Path, target: Path) -> Path:
     """Unpack an archive that `pack` made into `target`, and return the one folder in it.
 
-    Writes nothing outside `target`: a link, an absolute name, `..`, over 256 MiB or over 1,000 files is a CheckFailed
+    Writes nothing outside `target`: a link, an absolute name, `..`, over 1 GiB or over 1,000 files is a CheckFailed
     before anything is written.
     """
     try:
@@ -78,7 +81,7 @@ def _members(archive: Path) -> dict[str, bytes]:
     with gzip.open(archive) as packed:
         raw = packed.read(LIMIT + 1)
     if len(raw) > LIMIT:
-        raise CheckFailed(f"{archive}: can't be unpacked: expected a release of at most {LIMIT} bytes")
+        raise CheckFailed(f"{archive}: can't be unpacked: expected a release of at most {LIMIT:,} bytes")
     contents: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
         for member in tar:

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from pipeline.commands import with_defaults
 from pipeline.errors import UsageError
+from pipeline.machine import extras
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes.session import Runtime
 
@@ -36,7 +37,10 @@ def readers(kind: str, provider: str | None = None) -> list[tuple[ModuleType, st
 
 def unable(artifact: Artifact) -> str | None:
     """Why no runtime on this machine can run a form, if none can."""
-    reasons = [runtime.unable(artifact) for runtime, _ in readers(artifact.kind)]
+    reasons = []
+    for runtime, _ in readers(artifact.kind):
+        absent = extras.missing(runtime.NEEDS)
+        reasons.append(f"{artifact.path}: {absent[0]} isn't installed" if absent else runtime.unable(artifact))
     return reasons[0] if all(reasons) else None
 
 

@@ -114,7 +114,7 @@ class Session(base.Session):
         import numpy as np
 
         logits = []
-        for start in range(0, len(images), self._largest):
+        for start in range(0, max(len(images), 1), self._largest):
             part = images[start : start + self._largest]
             request = self._request(len(part))
             request.images[...] = part

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -97,6 +97,12 @@ def images(parent: Artifact, data: str | None, part: str = "test") -> ImageSet:
 
     card = parent.facts.model
     return imagesets.load(data or card.data, part, card.input, card.classes)
+
+
+def recorded(parent: Artifact, data: str | None, parts: Iterable[str] = ("test",), **options: Any) -> dict[str, Any]:
+    """Return options to put on record, with the digests of the images that the artifact's facts were measured on."""
+    measured = [images(parent, data, part).digests for part in parts]
+    return {**options, "images": {name: sha256 for each in measured for name, sha256 in each.items()}}
 
 
 def output(out: Path, file: str, parent: Artifact) -> Path:

@@ -28,7 +28,7 @@ def run(
     out: OptionalOut = None,
     batch: Annotated[tuple[int, ...], "Batch size; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use."] = 1,
-    quick: Annotated[bool, "A twelfth of the requests: for a look, not for a claim."] = False,
+    quick: Annotated[bool, "One twelfth of the requests: a quick look, not a publishable result."] = False,
     compare: Annotated[bool, "Also how many times faster than the checkpoint in plain PyTorch."] = False,
     provider: Provider = "cpu",
     no_cuda_graph: Annotated[bool, "Engines only without a CUDA graph; otherwise with and without."] = False,

@@ -39,7 +39,7 @@ def run(
     opt_batch: Annotated[int, "Batch size the engine is tuned for."] = 1,
     max_batch: Annotated[int, "Largest batch size the engine takes."] = 64,
     workspace: Annotated[int | None, "Memory a layer may use while it computes, in MiB; by default all."] = None,
-    version_compatible: Annotated[bool, "An engine that later minor versions of TensorRT load, too."] = False,
+    version_compatible: Annotated[bool, "Build an engine that later minor versions of TensorRT can load, too."] = False,
     hardware_compatible: Annotated[bool, "An engine for every GPU from Ampere on; slower."] = False,
     dla: Annotated[
         int | None, "Which deep-learning accelerator of a Jetson to use, with the GPU to fall back on."
@@ -50,9 +50,10 @@ def run(
 ) -> Artifact:
     """Compile the float16 ONNX file to a TensorRT engine; or the float32 one, to compare with, if it is named.
 
-    Strongly typed: TensorRT takes the precision that the file has, and doesn't choose one. Before the build every layer
-    of the parsed network must be in it; one that isn't fails the build, by name. An engine belongs to the GPU and
-    the version it was made for: build it on the device that is to run it. tensorrt-rtx needs no GPU to build for one.
+    Strongly typed: TensorRT takes the precision that the file has, and doesn't choose one. Before the build every
+    layer of the parsed network is checked; one in another precision fails the build and is named. An engine belongs to
+    the GPU and the version it was made for: build it on the device that is to run it. tensorrt-rtx needs no GPU to
+    build for one.
 
     Raises CheckFailed where TensorRT doesn't take the file or a layer is in another type, UsageError where TensorRT or
     the GPU that it builds on is missing.

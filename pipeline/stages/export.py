@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pipeline import console
 from pipeline.errors import CheckFailed, UsageError, reason
@@ -15,7 +15,7 @@ from pipeline.graph import run as graphs
 from pipeline.records.forms import ModelCard, Unfolded
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import classifier, pytorch
-from pipeline.stages import Data, Out, describe, images, output, write_graph
+from pipeline.stages import Data, Out, describe, images, output, recorded, write_graph
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KIND, FILE = "unfolded", "{model}.unfolded.onnx"
 NEEDS = ("torch", "onnxscript", "onnxruntime")
-PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir")
+PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
 OPSETS = range(18, 24)  # PyTorch's exporter writes 18 and later; ONNX Runtime takes up to 23
 
 
@@ -58,10 +58,15 @@ def run(
         Unfolded,
         stage=__name__,
         packages=PACKAGES,
-        options={"opset": opset},
+        options=options(checkpoint, data=data, opset=opset),
         batch_norms=passes.batch_norms(model),
         difference=difference,
     )
+
+
+def options(checkpoint: Artifact, *, data: str | None, opset: int, **_: Any) -> dict[str, Any]:
+    """Return what the file and its facts depend on besides the checkpoint."""
+    return recorded(checkpoint, data, opset=opset)
 
 
 def export(network: torch.nn.Module, card: ModelCard, opset: int, name: str) -> ModelProto:

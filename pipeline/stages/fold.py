@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline import console
 from pipeline.graph import load, passes
 from pipeline.graph import run as graphs
 from pipeline.records.forms import Folded
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Data, Out, describe, images, output, write_graph
+from pipeline.stages import Data, Out, describe, images, output, recorded, write_graph
 
 KIND, FILE = "folded", "{model}.onnx"
 NEEDS = ("onnxscript", "onnxruntime")
@@ -35,11 +37,17 @@ def run(unfolded: Artifact, *, out: Out, data: Data = None) -> Artifact:
         unfolded,
         Folded,
         stage=__name__,
-        packages=("onnx", "onnxscript", "onnx-ir"),
+        packages=("onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu"),
+        options=options(unfolded, data=data),
         batch_norms=unfolded.facts.batch_norms,
         batch_norms_left=left,
         difference=difference,
     )
+
+
+def options(unfolded: Artifact, *, data: str | None, **_: Any) -> dict[str, Any]:
+    """Return what the file's facts depend on besides the unfolded one."""
+    return recorded(unfolded, data)
 
 
 def show(folded: Artifact) -> None:

@@ -48,8 +48,8 @@ def run(
     resume: Annotated[
         bool | None, "Continue an interrupted training; by default if there is one with the same options."
     ] = None,
-    limit: Annotated[int | None, "Train on the first so many images only: for a try, not for a result."] = None,
-    hold_out: Annotated[int, "Hold so many training images out and measure on them, not on the test set."] = 0,
+    limit: Annotated[int | None, "Train on only the first N images, for a quick trial."] = None,
+    hold_out: Annotated[int, "Hold out N training images and measure on them instead of the test set."] = 0,
     epochs: Annotated[
         int | None, "Passes over the training images. This and the numbers below: by default the recipe's."
     ] = None,

@@ -36,7 +36,7 @@ def run(
     A form passes if its accuracy is at least the gate and it is not significantly worse (exact McNemar, p < 0.05) than
     the checkpoint or than the form it was made from.
 
-    The verification's `failures` name those that don't pass, and why.
+    Forms that fail are listed with the reason; the exit code is then 1.
     """
     if gate is not None and not 0 <= gate <= 1:
         raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
@@ -92,7 +92,9 @@ def _one_model(forms: tuple[Artifact, ...]) -> ModelCard:
         raise UsageError(f"{', '.join(str(form.path) for form in forms)}: two files of one name; expected one of each")
     for form in forms:
         if form.facts.reference != forms[0].facts.reference:
-            raise UsageError(f"{form.path}: comes from another training than {forms[0].path}; verify them one by one")
+            raise UsageError(
+                f"{form.path}: comes from a different training run than {forms[0].path}; verify them separately"
+            )
     return cards[0]
 
 

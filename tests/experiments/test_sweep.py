@@ -97,7 +97,9 @@ def test_ctrl_c_leaves_one_line_and_what_is_finished(few, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert errors.splitlines()[-1] == "error: interrupted; what is finished is kept: the same command goes on"
+    assert (
+        errors.splitlines()[-1] == "error: interrupted; completed work is saved; run the same command again to continue"
+    )
     finished = ended(tmp_path / "sweep.db")
     with pytest.raises(ProcessLookupError):
         os.kill(process_of(finished), 0)

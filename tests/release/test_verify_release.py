@@ -194,7 +194,7 @@ DAMAGED_ARCHIVES = {
     "text": b"no archive",
     "compressed text": gzip.compress(b"no archive" * 100),
     "cut": gzip.compress(bytes(1 << 20))[:-9],
-    "too large": gzip.compress(bytes((1 << 28) + 1), 1),
+    "too large": gzip.compress(bytes((1 << 21) + 1), 1),
     "parent folder": packed(("../evil", "x")),
     "absolute path": packed(("/tmp/evil", "x")),
     "two folders up": packed(("r/../../evil", "x")),
@@ -210,7 +210,8 @@ DAMAGED_ARCHIVES = {
 
 # By name: gzip puts the time into its header, and pytest-xdist's workers must agree on the tests' names.
 @pytest.mark.parametrize("content", DAMAGED_ARCHIVES.values(), ids=DAMAGED_ARCHIVES)
-def test_an_archive_writes_nothing_outside(tmp_path, content):
+def test_an_archive_writes_nothing_outside(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(archives, "LIMIT", 1 << 21)
     archive, target = tmp_path / "release.tar.gz", tmp_path / "scratch" / "target"
     archive.write_bytes(content)
     target.mkdir(parents=True)
@@ -219,6 +220,12 @@ def test_an_archive_writes_nothing_outside(tmp_path, content):
     assert not Path("/tmp/evil").exists() and {path.name for path in tmp_path.rglob("*")} <= {
         "release.tar.gz", "scratch", "target", "r", "a"
     }  # fmt: skip
+
+
+def test_a_release_too_large_to_unpack_is_not_packed(shipped, monkeypatch):
+    monkeypatch.setattr(archives, "LIMIT", 1 << 16)
+    with pytest.raises(UsageError, match="expected a release of at most 65,536"):
+        archives.pack(shipped / NAME)
 
 
 def test_an_archive_is_named_not_where_it_was_unpacked(shipped, copy, tmp_path):

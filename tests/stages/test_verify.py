@@ -167,7 +167,7 @@ def test_forms_of_one_name_or_of_two_trainings_are_not_mixed_up(chain, few, tmp_
     other = manifest.write(
         tmp_path / "other.onnx", form.path.read_bytes(), facts=replace(form.facts, reference=reference)
     )
-    with pytest.raises(UsageError, match="comes from another training"):
+    with pytest.raises(UsageError, match="comes from a different training run"):
         verify.run(form, other, data=str(few), gate=None)
 
 

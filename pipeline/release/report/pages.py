@@ -19,6 +19,7 @@ from pipeline.release.contents import Contents, sources
 from pipeline.release.report import charts
 from pipeline.stages import train
 
+SHOWN = 200  # misclassified images: a page has to load
 HUBS = {"mnist": "ylecun/mnist"}  # a data set's name on Hugging Face
 
 
@@ -45,7 +46,8 @@ def report(contents: Contents, split: ImageSet, measured: dict[str, Any], code: 
         contents,
         pixels=sources(contents.line),
         measured=measured,
-        images={row["index"]: _png(split.images[row["index"]]) for row in measured["mistakes"]},
+        mistakes=measured["mistakes"][:SHOWN],
+        images={row["index"]: _png(split.images[row["index"]]) for row in measured["mistakes"][:SHOWN]},
         code=code,
         charts=drawn,
     )
