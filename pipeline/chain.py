@@ -107,7 +107,10 @@ def _link(stage: ModuleType, folder: Path, model: str, earlier: list[Link]) -> L
         if FORMS in inputs(stage) and runtimes.unable(parent.artifact):
             continue  # what can't be run here can't be in a verification made here
         parents.append(parent.artifact)
-    why = outdated(stage, made, model, parents)
+    try:
+        why = outdated(stage, made, model, parents)
+    except UsageError as error:  # the model's file may not be here
+        why = str(error)
     return Link(name, path, STALE if why else FRESH, why or "", made)
 
 
@@ -125,16 +128,16 @@ def outdated(
     """
     for parent in parents:
         if made.parents.get(parent.name) != parent.sha256:
-            return f"{parent.name} is another one now"
+            return f"{parent.name} has changed"
     if options is not None and options != made.options:
         names = [name for name in {**made.options, **options} if made.options.get(name) != options.get(name)]
         return f"made with other options: {', '.join(names)}"
     if made.code != code.digest(stage.__name__, *stage.sources(model)):
-        return "made by other code" if made.code else "what code made it is not on record"
+        return "made by different code" if made.code else "no code on record"
     here = manifest.versions(*made.versions)
     for package, version in made.versions.items():
         if package != "python" and here.get(package) != version:
-            return f"made with {package} {version}, here is {here.get(package, 'none')}"
+            return f"made with {package} {version}, here: {here.get(package, 'none')}"
     return f"failed: {'; '.join(made.facts.failed)}" if made.facts.failed else None
 
 
@@ -156,9 +159,10 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
     machine do not count here. `options` are those of all stages, by name. An artifact that fails a check, such as a
     verification, says so in its facts, and the later stages run nevertheless.
     """
-    from pipeline.stages import check
+    from pipeline.stages import check, verify
 
     disk.check_writable(out)
+    verify.check_gate(options.get("gate"))
     if not _adopted(out, model):
         check.model(model)
     with disk.held(out):

@@ -19,7 +19,7 @@ class CheckFailed(PipelineError):
     """A check did not hold: altered bytes, accuracy under the gate, arithmetic out of range."""
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """A library's error in one short line, to end one of ours with."""
     reason = getattr(error, "reason", None) or error
     return " ".join(str(reason).split())[:120] or type(error).__name__

@@ -77,9 +77,9 @@ def recorded_as(folder: Path, name: str, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"code": "0" * 64}, "made by other code"),
+        ({"code": "0" * 64}, "made by different code"),
         ({"versions": {"onnxruntime": "1.0", "onnxruntime-gpu": "1.0"}}, "made with onnxruntime"),
-        ({"parents": {"mnist_cnn.onnx": "0" * 64}}, "mnist_cnn.onnx is another one now"),
+        ({"parents": {"mnist_cnn.onnx": "0" * 64}}, "mnist_cnn.onnx has changed"),
     ],
 )
 def test_other_code_versions_and_parents_make_it_and_what_follows_stale(folder, few, change, why):
@@ -121,6 +121,14 @@ def test_a_look_with_other_options_does_not_replace_the_proof(folder, digits):
     assert (folder / "verification.json").read_bytes() == before
 
 
+def test_a_look_at_fewer_forms_does_not_replace_the_proof(folder):
+    before = (folder / "verification.json").read_bytes()
+    (folder / "mnist_cnn.safetensors").unlink()
+    result = command("verify", folder)
+    assert "without mnist_cnn.safetensors the result is only shown" in result.stderr
+    assert (folder / "verification.json").read_bytes() == before
+
+
 def test_a_release_without_its_checkpoint_is_fresh(folder):
     for name in ("mnist_cnn.safetensors", "mnist_cnn.unfolded.onnx", "latency.json", "verification.json"):
         (folder / name).unlink()
@@ -151,6 +159,11 @@ def test_an_altered_manifest_is_noticed_and_made_again(folder, few):
 def test_status_sees_an_altered_history(folder):
     flip(folder / "mnist_cnn.history.csv")
     assert "mnist_cnn.history.csv" in one_line(command("status", folder), 1)
+
+
+def test_a_gate_that_is_none_is_refused_before_the_training(few, tmp_path):
+    assert "--gate: expected a share" in one_line(run(tmp_path / "out", few, "--gate", "99.4"), 2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_status_of_no_folder_is_wrong_use(tmp_path):

@@ -123,6 +123,7 @@ WORDS = ["--name", "theirs", "--classes", "red,green,blue", "--mean", ".485,.456
         {"batch": 4},
         {"opset": 7},
         {"opset": 13},
+        {"opset": 18},
         {"target": "Constant"},
         {"target": "Constant", "batch": 4},
     ],
@@ -139,6 +140,11 @@ def test_a_file_from_elsewhere_is_adopted_in_any_form(tmp_path, colours, how):
     assert adopted.parents.keys() == {"theirs.onnx as adopted"}
     accuracy = adopted.facts.reference.correct / 18
     assert adopted.facts.model.gate == pytest.approx(max(0, accuracy - adopt.MARGIN), abs=1e-4)
+
+
+def test_a_file_that_a_later_stage_would_replace_is_not_adopted(tmp_path, colours):
+    error = one_line(command("adopt", classifier(tmp_path), *WORDS, "--data", colours, "--out", tmp_path), 2)
+    assert "theirs.onnx: later stages write a file of this name" in error
 
 
 def test_an_adopted_file_walks_the_chain_to_a_release(tmp_path, colours):
@@ -188,7 +194,7 @@ def _second_input(model: onnx.ModelProto) -> None:
         (lambda model: None, ["--mean", "1,2"], 2, "--mean 1,2: expected one number, or 3"),
         (lambda model: None, ["--std", "x"], 2, "--std x: expected numbers"),
         (lambda model: None, ["--classes", "red"], 2, "expected two or more different names"),
-        (lambda model: None, ["--name", "../x"], 2, "can't be described so"),
+        (lambda model: None, ["--name", "../x"], 2, "invalid model description"),
         (lambda model: None, ["--data", ""], 2, "expected a value, received nothing"),
         (lambda model: None, ["--data", "nowhere"], 2, "nowhere: no such file or folder"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline import chain, console, stages
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.records import disk, manifest
 from pipeline.records.manifest import Artifact
 
@@ -17,7 +18,7 @@ from pipeline.records.manifest import Artifact
 def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
     """A stage's positional and keyword arguments from a command's. Artifacts that aren't named are looked for in the
     folder that is written to; where forms come from one folder, that is the folder that is written to, unless options
-    were given: a look with another gate or data set doesn't take the place of the proof.
+    were given or a form of the last time isn't here: such a look doesn't take the place of the proof.
     """
     options = {name: given[name] for name in stages.options(stage)}
     found: list[Any] = []
@@ -30,10 +31,10 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
             found += given[name] if parameter.kind is parameter.VAR_POSITIONAL else [given[name]]
         elif parameter.kind is parameter.VAR_POSITIONAL:
             paths = given[name] or (options["out"] or stages.DEFAULTS["out"],)
-            if options["out"] is None and len(paths) == 1 and paths[0].is_dir():
-                options["out"] = _proof_folder(stage, options, paths[0])
             for path in paths:
                 found += chain.runnable(chain.forms(path)) if path.is_dir() else [manifest.read(path)]
+            if options["out"] is None and len(paths) == 1 and paths[0].is_dir():
+                options["out"] = _proof_folder(stage, options, paths[0], found)
         else:
             found.append(_of_kind({name, *stage.ALSO}, given[name], options["out"], name))
     if options.get("out"):
@@ -41,14 +42,15 @@ def gather(stage: ModuleType, given: Mapping[str, Any]) -> tuple[list[Any], dict
     return found, options
 
 
-def _proof_folder(stage: ModuleType, options: Mapping[str, Any], folder: Path) -> Path | None:
+def _proof_folder(stage: ModuleType, options: Mapping[str, Any], folder: Path, forms: list[Artifact]) -> Path | None:
     defaults = stages.options(stage)
-    given = [name for name, value in options.items() if name != "out" and value != defaults[name]]
-    if not given:
+    reasons = [f"with --{name}" for name, value in options.items() if name != "out" and value != defaults[name]]
+    with contextlib.suppress(PipelineError):  # no earlier result, or none that counts
+        missing = {row.form for row in manifest.read(folder / stage.FILE).facts.rows} - {form.name for form in forms}
+        reasons += [f"without {name}" for name in sorted(missing)]
+    if not reasons:
         return folder
-    console.say(
-        f"with {', '.join(f'--{name}' for name in given)} the result is only shown; --out {folder} also writes it"
-    )
+    console.say(f"{', '.join(reasons)} the result is only shown; --out {folder} also writes it")
     return None
 
 

@@ -113,6 +113,8 @@ def read(path: Path, channels: int, *, digit: bool = False) -> np.ndarray:
                 return np.rint(255 * (values - values.min()) / max(np.ptp(values), 1e-9)).astype(np.uint8)
             if digit and ("A" in picture.getbands() or "transparency" in picture.info):
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+            if picture.mode.startswith("I;16"):  # `convert` would clip: by the type's range, not the picture's
+                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
             return np.asarray(picture.convert(_mode(channels)))
     except UsageError:
         raise

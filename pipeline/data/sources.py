@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,25 @@ def has_training_images(source: str) -> bool:
         return mnist.find(ROOT, "train") is not None
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
-        with np.load(path) as file:
-            return "train_images" in file
+        try:
+            with np.load(path) as file:
+                return "train_images" in file
+        except Exception:  # a damaged file, as in _npz
+            return False
     return path.is_dir() and (_idx_images(path, "train") is not None or (path / "train").is_dir())
 
 
 def _npz(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > idx.LIMIT:
+            raise UsageError(f"{path}: unpacks to {size:,} bytes: expected {idx.LIMIT:,} at most")
         with np.load(path, allow_pickle=False) as file:
             prefix = f"{part}_" if part == "train" or f"{part}_images" in file else ""
             return file[f"{prefix}images"], file[f"{prefix}labels"]
+    except UsageError:
+        raise
     except Exception as error:  # numpy's parser of a damaged header fails in any way, tokenize.TokenError among them
         raise UsageError(
             f"{path}: expected an .npz with uint8 `images` and `labels`, or `train_images`, `train_labels`, "
@@ -104,6 +114,9 @@ def _class_folders(folder: Path, shape: Sequence[int], classes: Sequence[str]) -
         )
     files = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
     files = [(path, label) for path, label in files if path.is_file() and not path.name.startswith(".")]
+    empty = [name for label, name in enumerate(classes) if label not in {each for _, each in files}]
+    if empty:
+        raise UsageError(f"{folder / empty[0]}: has no pictures: expected some of each class")
     images = np.empty((len(files), *shape), np.uint8)
     with console.progress(len(files), "picture", str(folder)) as bar:
         for image, (path, _) in zip(images, files, strict=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import CheckFailed, reason
-from pipeline.graph import load, metadata, passes, run
+from pipeline.graph import edit, load, metadata, passes, run
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -101,7 +101,7 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     if len(graph.output) != 1:
         raise CheckFailed(f"{name}: has {len(graph.output)} outputs: expected one, the class scores")
     names = {each: f"network_{each}" for each in OWN}
-    passes.rename(graph.node, names)
+    edit.rename(graph.node, names)
     for value in (*graph.input, *graph.output, *graph.initializer):
         value.name = names.get(value.name, value.name)
     if batch:
@@ -115,12 +115,12 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     ]
     if channels_last:
         front.append(helper.make_node("Transpose", ["normalised"], [image], perm=[0, 2, 3, 1]))
-    passes.store(model, {passes.SCALE: scale, passes.SHIFT: shift})
+    edit.store(model, {passes.SCALE: scale, passes.SHIFT: shift})
     nodes = [*front, *_without_activation(model), helper.make_node("Flatten", [output], [passes.LOGITS], axis=1)]
     shape = [passes.BATCH, channels, height, width]
     graph.input[0].CopyFrom(helper.make_tensor_value_info(passes.IMAGES, TensorProto.UINT8, shape))
     graph.output[0].CopyFrom(helper.make_tensor_value_info(passes.LOGITS, TensorProto.FLOAT, None))
-    passes.replace_nodes(model, nodes)
+    edit.replace_nodes(model, nodes)
     # What the file gives for another batch than its own is known once it has run.
     logits = run.outputs(model, np.zeros([3, channels, height, width], np.uint8), name)
     if logits.shape != (3, classes):
@@ -139,16 +139,23 @@ def _without_activation(model: ModelProto) -> list[NodeProto]:
     if activation is not None:
         nodes.remove(activation)
         before, after = activation.input[0], activation.output[0]
-        passes.rename(nodes, {before: after} if after == output else {after: before})  # the output keeps its name
+        edit.rename(nodes, {before: after} if after == output else {after: before})  # the output keeps its name
     return nodes
 
 
 def _free_batch(model: ModelProto, batch: int) -> None:
     """Let Reshape keep the batch as it comes, where its target begins with the batch that the file was made for."""
-    targets = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
+    weights = edit.weights(model)
+    reshapes = [node for node in model.graph.node if node.op_type == "Reshape" and node.input[0] not in weights]
+    targets = {node.input[1] for node in reshapes}
     freed = {}
-    for name, target in passes.weights(model).items():
+    for name, target in weights.items():
         if name in targets and target.ndim == 1 and target[:1].tolist() == [batch]:
             freed[name] = np.array([0, *target[1:]])
-    passes.store(model, freed)
-    passes.replace_nodes(model, [node for node in model.graph.node if not freed.keys() & set(node.output)])
+    for node in reshapes:
+        if node.input[1] in freed:  # 0 is to mean "as it comes"
+            kept = [each for each in node.attribute if each.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    edit.store(model, freed)
+    edit.replace_nodes(model, [node for node in model.graph.node if not freed.keys() & set(node.output)])

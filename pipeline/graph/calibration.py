@@ -15,7 +15,8 @@ from pipeline.graph import load, run
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-BATCH = 20  # images at once: every activation of a batch is in memory
+BATCH = 20  # images at once, since every activation of a batch is in memory; fewer where an image has many
+ACTIVATIONS = 20_000_000  # in memory at once
 TO_ZERO = 2.0**-25  # float16 rounds this and what is smaller to zero; IEEE 754 binary16, ties to even
 CONSTANT_INPUTS = {"Cast", "Constant", "Shape"}  # operators whose results are not activations
 
@@ -49,14 +50,17 @@ def ranges(model: ModelProto, images: np.ndarray) -> dict[str, Range]:
     session = run.session(watched, "activations")
     image = session.get_inputs()[0].name
     with console.progress(len(images), "image", "activations") as bar:
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH]
+        start, size = 0, 1
+        while start < len(images):
+            batch = images[start : start + size]
             for activation, values in zip(measured.values(), session.run(None, {image: batch}), strict=True):
                 magnitudes = np.abs(values)
                 activation.largest = float(np.maximum(activation.largest, magnitudes.max()))  # keeps NaN
                 activation.to_zero += int(np.count_nonzero((magnitudes <= TO_ZERO) & (magnitudes > 0)))
                 activation.values += magnitudes.size
             bar.update(len(batch))
+            start += len(batch)
+            size = max(1, min(BATCH, ACTIVATIONS * start // max(1, sum(each.values for each in measured.values()))))
     for node in nodes:
         if node.op_type == "AveragePool":
             measured[node.output[0]].largest *= math.prod(load.attribute(node, "kernel_shape", [1]))

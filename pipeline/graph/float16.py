@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.graph import load, metadata, passes
+from pipeline.graph import edit, load, metadata
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def half(model: ModelProto) -> ModelProto:
                 wide.add(name)
     _convert(model, TensorProto.FLOAT, TensorProto.FLOAT16, wide)
     logits = model.graph.output[0].name
-    passes.rename(model.graph.node, {logits: f"{logits}_float16"})
+    edit.rename(model.graph.node, {logits: f"{logits}_float16"})
     model.graph.node.append(helper.make_node("Cast", [f"{logits}_float16"], [logits], "cast_out", to=TensorProto.FLOAT))
     return model
 
@@ -66,7 +66,7 @@ def rounded_twin(model: ModelProto) -> ModelProto:
                 node.output[index] = f"{name}_wide"
                 nodes.append(helper.make_node("Cast", [f"{name}_wide"], [f"{name}_half"], to=TensorProto.FLOAT16))
                 nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-    passes.replace_nodes(twin, nodes)
+    edit.replace_nodes(twin, nodes)
     return twin
 
 
@@ -78,7 +78,7 @@ def rounded_sums(model: ModelProto) -> ModelProto:
     """
     from onnx import helper
 
-    split, values = copy.deepcopy(model), passes.weights(model)
+    split, values = copy.deepcopy(model), edit.weights(model)
     nodes: list[NodeProto] = []
     for node in split.graph.node:
         weight = values.get(node.input[1]) if node.op_type in ("Conv", "Gemm") else None
@@ -89,7 +89,7 @@ def rounded_sums(model: ModelProto) -> ModelProto:
             continue
         stem, blocks = node.output[0], np.split(weight, starts[1:], axis)
         sizes = np.array([block.shape[axis] for block in blocks])
-        passes.store(split, {f"{stem}_sizes": sizes} | {f"{stem}_weight_{i}": each for i, each in enumerate(blocks)})
+        edit.store(split, {f"{stem}_sizes": sizes} | {f"{stem}_weight_{i}": each for i, each in enumerate(blocks)})
         channels = [f"{stem}_channels_{index}" for index in range(len(blocks))]
         nodes.append(helper.make_node("Split", [node.input[0], f"{stem}_sizes"], channels, axis=1))
         for index in range(len(blocks)):
@@ -102,7 +102,7 @@ def rounded_sums(model: ModelProto) -> ModelProto:
                 before = f"{stem}_sum_{index - 1}" if index > 1 else f"{stem}_part_0"
                 result = stem if last else f"{stem}_sum_{index}"
                 nodes.append(helper.make_node("Add", [before, part.output[0]], [result]))
-    passes.replace_nodes(split, nodes)
+    edit.replace_nodes(split, nodes)
     return split
 
 

@@ -11,7 +11,7 @@ from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, ValueInfoProto
+    from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto
 
 # Operators with subgraphs, and those whose result is not a function of the image.
 CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
@@ -78,6 +78,8 @@ def _refuse(model: ModelProto, name: str) -> None:
         "model-local functions": {function.name for function in model.functions},
         "training graphs": {"training_info"} if model.training_info else set(),
         "sparse weights": {"sparse_initializer"} if model.graph.sparse_initializer else set(),
+        "sparse tensors": {node.op_type for node in nodes for each in node.attribute if _is_sparse(each)},
+        "operators in training mode": {node.op_type for node in nodes if attribute(node, "training_mode", 0)},
         "subgraphs": {node.op_type for node in nodes for each in node.attribute if each.HasField("g") or each.graphs},
         "weights outside the file": {each.name for each in tensors if each.external_data or each.data_location == 1},
     }
@@ -85,6 +87,10 @@ def _refuse(model: ModelProto, name: str) -> None:
         if names:
             listed = ", ".join(sorted(names))[:300]
             raise CheckFailed(f"{name}: has {problem}: {listed}; expected a plain graph of standard ONNX operators")
+
+
+def _is_sparse(attribute: AttributeProto) -> bool:
+    return attribute.HasField("sparse_tensor") or len(attribute.sparse_tensors) > 0
 
 
 def values(model: ModelProto, *, strict: bool = False) -> dict[str, ValueInfoProto]:

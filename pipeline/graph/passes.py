@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.errors import CheckFailed, reason
 from pipeline.graph import load
+from pipeline.graph.edit import replace_nodes, store, weights
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
@@ -26,45 +28,6 @@ def normalisation(mean: Iterable[float], std: Iterable[float]) -> tuple[np.ndarr
     """Scale and shift, float64 `[c]`, with `pixel * scale + shift == (pixel / 255 - mean) / std`."""
     means, deviations = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     return 1 / (255 * deviations), -means / deviations
-
-
-def weights(model: ModelProto) -> dict[str, np.ndarray]:
-    """Every constant of a graph by name: initialisers and the outputs of Constant nodes."""
-    from onnx import numpy_helper
-
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        for each in node.attribute:
-            if node.op_type == "Constant" and each.name == "value":
-                tensors[node.output[0]] = each.t
-    return {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
-
-
-def store(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
-    """Set initialisers by name; those that the graph does not have yet are added."""
-    from onnx import numpy_helper
-
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name, value in values.items():
-        tensor = tensors[name] if name in tensors else model.graph.initializer.add()
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
-
-
-def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
-    """Rename tensors wherever these nodes read or write them; `names` maps old to new names."""
-    for node in nodes:
-        for tensors in (node.input, node.output):
-            tensors[:] = [names.get(name, name) for name in tensors]
-
-
-def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
-    """Make these the graph's nodes; initialisers that no node uses any more go."""
-    kept = list(nodes)
-    used = {name for node in kept for name in node.input} | {value.name for value in model.graph.output}
-    tensors = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(kept)
-    model.graph.initializer.extend(tensors)
 
 
 def strip(model: ModelProto) -> ModelProto:
@@ -89,7 +52,11 @@ def fold(model: ModelProto) -> tuple[ModelProto, int]:
     """
     import onnxscript.optimizer
 
-    model = split_plainly(onnxscript.optimizer.optimize(model))
+    try:
+        optimised = onnxscript.optimizer.optimize(model)
+    except Exception as error:  # the library's own exceptions share no narrower public base
+        raise CheckFailed(f"{model.graph.name}: onnxscript can't optimise it: {reason(error)}") from error
+    model = split_plainly(optimised)
     left = batch_norms(model)
     return strip(fold_normalisation(expand_batch_norms(model))), left
 
@@ -156,6 +123,10 @@ def expand_batch_norms(model: ModelProto) -> ModelProto:
         if node.op_type != "BatchNormalization":
             nodes.append(node)
             continue
+        if computed := [name for name in node.input[1:5] if name not in values]:
+            raise CheckFailed(
+                f"{model.graph.name}: a BatchNormalization's {computed[0]} is computed: expected a constant"
+            )
         gamma, beta, mean, variance = (values[name].astype(np.float64) for name in node.input[1:5])
         scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
         shift = beta - mean * scale
@@ -196,6 +167,10 @@ def fold_normalisation(model: ModelProto) -> ModelProto:
         return model
     weight, groups = values[node.input[1]].astype(np.float64), attribute(node, "group", 1)
     inputs = weight.shape[1] * groups
+    if inputs != model.graph.input[0].type.tensor_type.shape.dim[1].dim_value:  # grey was repeated on the way
+        return model
+    if any(name and name not in values for name in node.input[2:]):
+        return model
     scale, shift = np.broadcast_to(scale, inputs), np.broadcast_to(shift, inputs)
     if _pads(node) and not scale.all():  # no raw pixel stands for the mean of a channel that is multiplied by zero
         return model

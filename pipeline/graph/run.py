@@ -11,7 +11,8 @@ from pipeline.errors import CheckFailed, reason
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-BATCH = 250  # images at once
+BATCH = 250  # images at once; fewer where they are large, see `batch`
+PIXELS = 3_000_000  # of images at once
 TOLERANCE = 1e-4  # of the largest logit: what the rounding of float32 explains
 
 
@@ -29,12 +30,17 @@ def session(model: ModelProto, name: str, threads: int | None = None) -> Any:
         raise CheckFailed(f"{name}: ONNX Runtime can't load it: {reason(error)}") from error
 
 
+def batch(images: np.ndarray, most: int = BATCH) -> int:
+    """How many of the images `[n, c, h, w]` to compute at once, so that memory stays bounded."""
+    return max(1, min(most, PIXELS // max(1, int(np.prod(images.shape[1:])))))
+
+
 def outputs(model: ModelProto, inputs: np.ndarray, name: str) -> np.ndarray:
     """The first output for inputs `[n, ...]`, computed BATCH at a time. CheckFailed if ONNX Runtime can't run it."""
     ready = session(model, name)
-    image = ready.get_inputs()[0].name
+    image, size = ready.get_inputs()[0].name, batch(inputs)
     try:
-        parts = [ready.run(None, {image: inputs[start : start + BATCH]})[0] for start in range(0, len(inputs), BATCH)]
+        parts = [ready.run(None, {image: inputs[start : start + size]})[0] for start in range(0, len(inputs), size)]
     except Exception as error:
         raise CheckFailed(f"{name}: ONNX Runtime can't run it: {reason(error)}") from error
     return np.concatenate(parts)

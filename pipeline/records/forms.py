@@ -43,6 +43,8 @@ class ModelCard(Part, frozen=True):
     def __post_init__(self) -> None:
         if not len(self.mean) == len(self.std) == self.input[0]:
             raise ValueError(f"expected one mean and std per channel, {self.input[0]}")
+        if not all(-1 <= each <= 1 for each in self.mean):
+            raise ValueError(f"expected means of pixels scaled to 0..1, received {self.mean}; divide by 255")
         if self.prepare == "digit" and self.input != [1, 28, 28]:
             raise ValueError(f'prepare="digit" makes images [1, 28, 28]: received a model for {self.input}')
 
@@ -56,6 +58,10 @@ class Reference(Part, frozen=True):
     correct: Count
     wrong: Wrong
 
+    def __post_init__(self) -> None:
+        if self.correct != self.n - len(self.wrong) or any(int(index) >= self.n for index in self.wrong):
+            raise ValueError(f"expected {self.n} answers: {self.correct} right, the others in `wrong`")
+
 
 class Form(Facts, frozen=True):
     """What every form of a model carries down the chain."""
@@ -67,7 +73,7 @@ class Form(Facts, frozen=True):
 class Layer(Part, frozen=True):
     """A layer of a network as PyTorch has it: its type, its output's shape with -1 for the batch, its parameters."""
 
-    layer: Name
+    layer: Words
     output: Annotated[list[Annotated[int, Meta(ge=-1, le=2**31)]], Meta(max_length=8)]
     parameters: Count
 

@@ -123,9 +123,9 @@ def read(path: Path) -> Artifact:
     record = _record(path)
     if record.get("kind") in kinds.REPORTS:
         content = path.read_bytes()
-        _expect(path, record["sha256"], hashlib.sha256(content).hexdigest())
+        _expect(path, record.get("sha256"), hashlib.sha256(content).hexdigest())
         return _checked(path, record, content)
-    _expect(path, record["sha256"], disk.digest(path))
+    _expect(path, record.get("sha256"), disk.digest(path))
     return _checked(path, record)
 
 
@@ -196,7 +196,7 @@ def _record(path: Path) -> dict[str, Any]:
     if not intact:
         raise CheckFailed(f"{manifest}: altered, and with it the record of {path.name}; {AGAIN}")
     if path.name not in records:
-        raise UsageError(f"{path}: has no record in {manifest}; copy that file, too, or make this one again")
+        raise UsageError(f"{path}: has no record in {manifest}; copy that file, too, or make it again")
     record = records[path.name]
     if not isinstance(record, dict) or record.pop("record_sha256", None) != _own(path.name, record):
         raise CheckFailed(f"{manifest}: the record of {path.name} was altered; {AGAIN}")
@@ -224,7 +224,7 @@ def _artifact(path: Path | None, record: dict[str, Any], values: Any) -> Artifac
     return Artifact(path, facts=known, **body)
 
 
-def _expect(path: Path, expected: str, received: str) -> None:
+def _expect(path: Path, expected: str | None, received: str) -> None:
     if received != expected:
         raise CheckFailed(
             f"{path}: altered: expected sha256 {expected}, received {received}; restore the file or make it again"

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline import runtimes
 from pipeline.errors import UsageError
+from pipeline.graph import run
 from pipeline.records import manifest
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def load(path: str | Path, *, mode: str | None = None, threads: int | None = Non
 
 def in_batches(session: Callable[[Any], Any], images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return a session's logits `[n, classes]` for any number of images, also none, computed BATCH at a time."""
-    starts = range(0, max(len(images), 1), BATCH)
-    return np.concatenate([session(images[start : start + BATCH]) for start in starts])
+    size = run.batch(images, BATCH)
+    return np.concatenate([session(images[start : start + size]) for start in range(0, max(len(images), 1), size)])
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

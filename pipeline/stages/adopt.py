@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from pipeline.graph import run as graphs
 from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard, Reference, Unfolded
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Out, export
+from pipeline.stages import Out, export, fold, half
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -31,8 +31,8 @@ def run(
     file: Path,
     *,
     name: Annotated[str, "Name of the model: letters, digits and underscores; files are named by it."],
-    classes: Annotated[str, "Class names, separated by commas, or a text file with one a line, in the model's order."],
-    mean: Annotated[str, "Mean of the pixels scaled to 0..1: one number, or one a channel, separated by commas."],
+    classes: Annotated[str, "Class names in output order, separated by commas, or a text file with one per line."],
+    mean: Annotated[str, "Mean of the pixels scaled to 0..1: one number, or one per channel, separated by commas."],
     std: Annotated[str, "Standard deviation of the pixels scaled to 0..1, likewise."],
     data: Annotated[str, "Image set with labelled test images, and training images for `half`; see `train -h`."],
     out: Out,
@@ -40,7 +40,7 @@ def run(
     title: Annotated[str | None, "What the model is, in a line; by default its name."] = None,
     version: Annotated[str, "Version of the model."] = "1.0.0",
     licence: Annotated[str, "Licence of the model."] = "unknown",
-    prepare: Annotated[str, "How `predict` prepares pictures: resize, or digit as MNIST's."] = "resize",
+    prepare: Annotated[Literal["resize", "digit"], "How `predict` prepares pictures; digit: as MNIST's."] = "resize",
 ) -> Artifact:
     """Adopt an ONNX file: float32 image input, NCHW or NHWC, opset 7 or later, fixed or free batch, Softmax or not.
 
@@ -52,6 +52,11 @@ def run(
     """
     if not file.is_file():
         raise UsageError(f"{file}: no such file: expected an ONNX file")
+    for stage in (FILE, fold.FILE, half.FILE):
+        if (own := out / stage.format(model=name)).exists() and own.samefile(file):
+            raise UsageError(
+                f"{file}: later stages write a file of this name to {out}: expected another --out or --name"
+            )
     content = file.read_bytes()
     names = _classes(classes)
     source = adopt.parse(content, str(file))
@@ -99,14 +104,17 @@ def run(
 
 
 def _classes(text: str) -> list[str]:
-    """Class names from the option: of a file, one a line."""
+    """Read class names from the option, or from a file with one per line."""
     path = Path(text)
     if "," not in text and path.is_file():
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--classes {text}: expected a text file in UTF-8: {reason(error)}") from error
     else:
         names = [name.strip() for name in text.split(",")]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError(f"--classes {text}: expected two or more different names, or a text file with one a line")
+        raise UsageError(f"--classes {text}: expected two or more different names, or a text file with one per line")
     return names
 
 
@@ -116,7 +124,7 @@ def _numbers(option: str, text: str, channels: int) -> list[float]:
     except ValueError:
         raise UsageError(f"--{option} {text}: expected numbers separated by commas") from None
     if len(values) not in (1, channels):
-        raise UsageError(f"--{option} {text}: expected one number, or {channels}, one a channel")
+        raise UsageError(f"--{option} {text}: expected one number, or {channels}, one per channel")
     return values * (channels // len(values))
 
 
@@ -124,7 +132,7 @@ def _card(**values: object) -> ModelCard:
     try:
         return msgspec.convert(values, ModelCard)
     except msgspec.ValidationError as error:
-        raise UsageError(f"the model can't be described so: {reason(error)}") from error
+        raise UsageError(f"invalid model description: {reason(error)}") from error
 
 
 def _answers(

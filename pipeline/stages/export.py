@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,10 @@ def export(network: torch.nn.Module, card: ModelCard, opset: int, name: str) -> 
                 verbose=False,
             )
     except Exception as error:  # torch.export's errors share no narrower public base
-        raise CheckFailed(f"{name}: PyTorch can't export it: {reason(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__:  # the outermost tells of the exporter's steps
+            cause = cause.__cause__
+        raise CheckFailed(f"{name}: PyTorch can't export it: {reason(cause)}") from error
     model = load.parse(exported.model_proto.SerializeToString(), f"{name}, exported")
     shape = ",".join(map(str, card.input))
     ends = [load.signature(value) for value in (*model.graph.input, *model.graph.output)]
@@ -128,7 +132,8 @@ def _quiet() -> Iterator[None]:
     """Silence the exporter's deprecations and its remarks on opsets: what it wrote is checked."""
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        silent = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline import console
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.graph import calibration, float16, load, passes
+from pipeline.graph import calibration, edit, float16, load
 from pipeline.graph import run as graphs
 from pipeline.records.forms import Half, Margins
 from pipeline.records.manifest import Artifact
@@ -27,7 +27,7 @@ def run(
     *,
     out: Out,
     data: Data = None,
-    headroom: Annotated[float, "How many times the largest activation must fit below float16's largest number."] = 8.0,
+    headroom: Annotated[float, "Least ratio of float16's largest number, 65504, to the largest activation."] = 8.0,
 ) -> Artifact:
     """Convert weights and arithmetic to float16, with a cast after the input and one before the output.
 
@@ -66,7 +66,7 @@ def run(
 
 def _margins(name: str, model: ModelProto, ranges: dict[str, calibration.Range], headroom: float) -> Margins:
     """How far weights and activations stay from float16's limits. CheckFailed, by name, for what doesn't."""
-    weights = {name: value for name, value in passes.weights(model).items() if value.dtype == np.float32}
+    weights = {name: value for name, value in edit.weights(model).items() if value.dtype == np.float32}
     sizes = {name: np.abs(value[value != 0]) for name, value in weights.items()}
     largest = max(seen.largest for seen in ranges.values())
     problems = {

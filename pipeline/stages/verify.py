@@ -12,6 +12,7 @@ from pipeline import console, runtimes
 from pipeline.data import imagesets
 from pipeline.data.imagesets import ImageSet
 from pipeline.errors import UsageError
+from pipeline.graph import run as graphs
 from pipeline.measure import statistics
 from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard
@@ -38,8 +39,7 @@ def run(
 
     Forms that fail are listed with the reason; the exit code is then 1.
     """
-    if gate is not None and not 0 <= gate <= 1:
-        raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
+    check_gate(gate)
     model = _one_model(forms)
     split = images(forms[0], data)
     gate_used = model.gate if gate is None else gate
@@ -66,6 +66,12 @@ def run(
         versions=manifest.versions("numpy", "scipy", *runtimes.packages(readers)),
         code=code.digest(__name__),
     )
+
+
+def check_gate(gate: float | None) -> None:
+    """UsageError unless a gate is a share, or left to the model."""
+    if gate is not None and not 0 <= gate <= 1:
+        raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
 
 
 def options(
@@ -128,9 +134,9 @@ def _answers(form: Artifact, split: ImageSet, provider: str) -> Iterator[_Answer
             runtime.load(form, mode=mode) as session,
             console.progress(len(split), "image", f"{form.name}, {mode}" if mode else form.name) as bar,
         ):
-            logits = []
-            for start in range(0, len(split), BATCH):
-                logits.append(session(split.images[start : start + BATCH]))
+            logits, size = [], graphs.batch(split.images, BATCH)
+            for start in range(0, len(split), size):
+                logits.append(session(split.images[start : start + size]))
                 bar.update(len(logits[-1]))
             yield _Answers(form, runtimes.title(runtime), session.arithmetic, np.concatenate(logits))
 

@@ -28,14 +28,19 @@ def augment(images: torch.Tensor, generator: torch.Generator, recipe: Recipe, st
         return (torch.rand(n, *shape, generator=generator) * 2 - 1) * (limit * strength)
 
     angle, shear = torch.deg2rad(uniform(recipe.rotation)), torch.deg2rad(uniform(recipe.shear))
+    # Coordinates go from -1 to 1 across and down: what is turned from one axis to the other changes its unit.
+    across, down = torch.tensor(height / width), torch.tensor(width / height)
     stretch = 1 + uniform(recipe.scale, 2)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    rows = torch.stack([cos, torch.tan(shear) * cos - sin, sin, torch.tan(shear) * sin + cos], 1).view(n, 2, 2)
+    rows = torch.stack(
+        [cos, (torch.tan(shear) * cos - sin) * across, sin * down, torch.tan(shear) * sin + cos], 1
+    ).view(n, 2, 2)
     moved = uniform(recipe.shift, 2, 1) * 2 / torch.tensor([width, height]).view(2, 1)
     turned = torch.cat([rows * stretch[:, None, :], moved], 2).to(images.device)
     grid = _grid(turned, height, width)
     if recipe.elastic * strength > 0:
         coarse = torch.randn(n, 2, 6, 6, generator=generator) * (recipe.elastic * strength * 2 / width)
+        coarse[:, 1] *= width / height
         smooth = F.interpolate(coarse.to(images.device), (height, width), mode="bicubic", align_corners=True)
         grid = grid + smooth.permute(0, 2, 3, 1)
     edge = "zeros" if channels == 1 else "border"

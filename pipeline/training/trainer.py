@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     Step = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
 
-CHUNK = 6144  # images augmented at once: large enough to be fast, small enough to stay in tens of megabytes
+# Images augmented at once: large enough to be fast, small enough to stay in tens of megabytes.
+CHUNK, VALUES = 6144, 6144 * 28 * 28
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Trainer:
         strength = augmentation(self.recipe, epoch)
         order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
         size = self.recipe.batch_size
-        for chunk in order.split(max(1, CHUNK // size) * size):
+        for chunk in order.split(max(1, min(CHUNK, VALUES // pixels[0].numel()) // size) * size):
             x = pixels[chunk].float() / 255
             if strength > 0:
                 x = (self.model.augment or augment)(x, generator, self.recipe, strength)
@@ -127,7 +128,7 @@ class Trainer:
         _deterministic()
         network.eval()
         with torch.inference_mode():
-            parts = torch.from_numpy(test.images).split(250)
+            parts = torch.from_numpy(test.images).split(min(250, max(1, VALUES // test.images[0].size)))
             logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
             return F.cross_entropy(logits, torch.from_numpy(test.labels)).item(), logits.argmax(1).numpy()
 

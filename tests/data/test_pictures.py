@@ -70,6 +70,12 @@ def test_as_is_changes_nothing_and_takes_nothing_else(digits, tmp_path, card, su
     assert "--as-is expects 28 × 28 pixels, received 28 × 27" in find(path, card=card, as_is=True)[1][0]
 
 
+def test_sixteen_bits_are_scaled_by_the_types_range(tmp_path):
+    """As X-ray pictures come: dark in 16 bits is dark in 8, whatever else is in the picture."""
+    Image.fromarray(np.full((28, 28), 0x4000, np.uint16)).save(tmp_path / "x.png")
+    assert (pictures.read(tmp_path / "x.png", 1) == 63).all()
+
+
 def test_a_damaged_or_huge_picture_is_left_out_with_the_reason(tmp_path):
     (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     Image.new("1", (10_000, 6_000)).save(tmp_path / "huge.png")

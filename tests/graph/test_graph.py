@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import CheckFailed
-from pipeline.graph import calibration, float16, load, passes, run
+from pipeline.graph import calibration, edit, float16, load, passes, run
 from pipeline.records.forms import ModelCard
 from pipeline.stages import export
 from pipeline.tensorrt import bindings, builder, precision
@@ -112,7 +112,7 @@ def test_only_a_padded_first_convolution_leaves_one_sub_of_raw_pixels(padding, b
     model, _ = passes.fold(exported(sequential(nn.Conv2d(3, 4, 3, padding=padding)), (3, 16, 16)))
     assert [node.op_type for node in model.graph.node if node.op_type != "Shape"][: len(begins)] == begins
     if padding:
-        assert np.allclose(passes.weights(model)[passes.SHIFT].ravel(), 255 * np.array(MEAN), rtol=1e-6)
+        assert np.allclose(edit.weights(model)[passes.SHIFT].ravel(), 255 * np.array(MEAN), rtol=1e-6)
 
 
 def test_a_channel_that_is_multiplied_by_zero_before_padding_stays_so():
@@ -175,7 +175,7 @@ def graph(nodes: str, imports: str = "", functions: str = "", **weights: object)
         f'<ir_version: 8, opset_import: ["" : 18{imports}]> g (uint8[batch, 1, 4, 4] images) => (float[batch, 16] logits)'
         f" {{ x = Cast <to = 1> (images) {nodes} }} {functions}"
     )
-    passes.store(model, {name: np.asarray(value) for name, value in weights.items()})
+    edit.store(model, {name: np.asarray(value) for name, value in weights.items()})
     return model
 
 
@@ -189,6 +189,17 @@ def external() -> onnx.ModelProto:
     return model
 
 
+def sparse() -> onnx.ModelProto:
+    model = graph("s = Identity (x) logits = Flatten (s)")
+    values, places = (onnx.numpy_helper.from_array(np.array([1], kind), "v") for kind in (np.float32, np.int64))
+    constant = onnx.helper.make_node(
+        "Constant", [], ["c"], sparse_value=onnx.helper.make_sparse_tensor(values, places, [4])
+    )
+    model.graph.node.insert(0, constant)
+    return model
+
+
+TRAINED = "y, m, v = BatchNormalization <training_mode = 1> (x, one, zero, zero, one) logits = Flatten (y)"
 CHOICE = "b () => (float[batch, 1, 4, 4] y) { y = Identity (x) }"
 FUNCTION = '<domain: "local", opset_import: ["" : 18]> F (a) => (b) { b = Identity (a) }'
 
@@ -200,6 +211,8 @@ FUNCTION = '<domain: "local", opset_import: ["" : 18]> F (a) => (b) { b = Identi
             graph(f"z = If (c) <then_branch = {CHOICE}, else_branch = {CHOICE}> logits = Flatten (z)", c=True),
             "control flow: If",
         ),
+        (sparse(), "sparse tensors: Constant"),
+        (graph(TRAINED, one=np.ones(1, np.float32), zero=np.zeros(1, np.float32)), "in training mode: BatchNorm"),
         (external(), "weights outside the file: w"),
         (graph(PLAIN, functions=FUNCTION), "model-local functions: F"),
         (
@@ -223,6 +236,24 @@ def test_what_is_no_plain_graph_is_refused_by_name(model, expected):
         load.parse(content, "net.onnx")
 
 
+def test_grey_that_is_repeated_behind_the_normalisation_stays_the_same():
+    ones = np.ones((1, 3, 1, 1), np.float32)
+    model = graph(
+        "n = Mul (x, a) c = Conv (n, w) logits = Flatten (c)", a=ones * 0.5, w=np.ones((1, 3, 1, 1), np.float32)
+    )
+    images = pixels((1, 4, 4))
+    expected = run.outputs(model, images, "net")
+    assert run.difference(expected, run.outputs(passes.fold(model)[0], images, "net")) < 1e-6
+
+
+def test_a_batch_norm_whose_scale_is_computed_is_refused_by_name():
+    one = np.ones(1, np.float32)
+    text = "s = ReduceMax (x, a) g = Reshape (s, r) y = BatchNormalization (x, g, zero, zero, one) logits = Flatten (y)"
+    model = graph(text, a=[0, 1, 2, 3], r=[1], one=one, zero=0 * one)
+    with pytest.raises(CheckFailed, match="BatchNormalization's g is computed"):
+        passes.fold(model)
+
+
 def test_a_plain_graph_is_taken():
     assert load.parse(graph(PLAIN).SerializeToString(), "net.onnx") == graph(PLAIN)
 
@@ -242,7 +273,7 @@ def test_the_twin_agrees_with_pytorch_in_half_precision():
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 10, 3), nn.AvgPool2d(11))
     model, _ = passes.fold(exported(network, (1, 28, 28)))
     half, images = float16.half(model), pixels((1, 28, 28), 16)
-    weights = [torch.from_numpy(passes.weights(half)[name].copy()) for node in half.graph.node if node.op_type == "Conv"
+    weights = [torch.from_numpy(edit.weights(half)[name].copy()) for node in half.graph.node if node.op_type == "Conv"
                for name in node.input[1:]]  # fmt: skip
     x = torch.nn.functional.conv2d(torch.from_numpy(images).half(), *weights[:2]).relu()
     x = torch.nn.functional.conv2d(torch.nn.functional.max_pool2d(x, 2), *weights[2:])

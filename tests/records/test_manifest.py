@@ -7,10 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import code, disk, kinds, manifest
+from pipeline.records.forms import Reference
 from pipeline.records.reports import History
 from tests.support import ROOT, command, flip
 
@@ -79,8 +81,8 @@ def test_a_manifest_that_is_none_is_refused_and_can_be_made_again(tmp_path, text
 
 @pytest.mark.parametrize(
     "changes",
-    [{"kind": "no such kind"}, {"kind": []}, {"bytes": -1}, {"sha256": "x"}, {"parents": {"../a": "0" * 64}},
-     {"more": 1}, {"options": {"x": "\x1b[8m"}}, {"facts": {"more": 1}}, {"facts": 3}, {"code": "x"}],
+    [{"kind": "no such kind"}, {"kind": []}, {"sha256": None}, {"bytes": -1}, {"sha256": "x"},
+     {"parents": {"../a": "0" * 64}}, {"more": 1}, {"options": {"x": "\x1b[8m"}}, {"facts": {"more": 1}}, {"facts": 3}, {"code": "x"}],
 )  # fmt: skip
 def test_a_record_with_a_digest_that_fits_but_without_sense_is_refused(tmp_path, changes):
     """As somebody writes it who knows how digests are made."""
@@ -91,6 +93,12 @@ def test_a_record_with_a_digest_that_fits_but_without_sense_is_refused(tmp_path,
     (tmp_path / "chain.json").write_bytes(manifest._serialised(records))
     with pytest.raises(CheckFailed, match=r"a\.bin"):
         manifest.read(tmp_path / "a.bin")
+
+
+def test_answers_that_do_not_add_up_are_refused():
+    for correct, wrong in ((9, {}), (9, {"10": 3})):
+        with pytest.raises(msgspec.ValidationError, match="expected 10 answers"):
+            msgspec.convert({"name": "x", "digests": {}, "n": 10, "correct": correct, "wrong": wrong}, Reference)
 
 
 def test_missing_file_and_missing_record_say_what_to_do(tmp_path):
@@ -143,7 +151,7 @@ def test_a_codes_digest_is_over_all_that_the_module_imports(tmp_path, monkeypatc
         return [code.digest(f"pipeline.stages.{name}") for name in ("fold", "half", "verify")]
 
     before = digests()
-    for name, changed in (("graph/float16.py", [False, True, True]), ("graph/passes.py", [True, True, True]),
+    for name, changed in (("graph/float16.py", [False, True, True]), ("graph/edit.py", [True, True, True]),
                           ("records/disk.py", [False] * 3), ("stages/verify.py", [False, False, True])):  # fmt: skip
         text = (package / name).read_text()
         (package / name).write_text(text.replace("\n", "\r\n"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.records.forms import Layer
 from pipeline.training import models
 from pipeline.training.model import Model, Recipe
 from tests.support import command, one_line
@@ -58,6 +61,17 @@ def test_networks_that_walk_the_chain_pass(tmp_path, name):
     written(tmp_path, name, f"lambda: {GOOD[name]}")
     result = check(tmp_path, name)
     assert result.returncode == 0 and f"{name} can be trained" in result.stdout, result.stderr
+
+
+def test_a_module_of_a_private_class_has_its_row_on_record(tmp_path):
+    written(
+        tmp_path,
+        "net",
+        "lambda: nn.Sequential(_Same(), nn.Flatten(), nn.Linear(784, 10))",
+        "class _Same(nn.Identity): pass",
+    )
+    facts = json.loads(command("check", "net", "--json", cwd=tmp_path).stdout)["facts"]
+    assert msgspec.convert(facts["layers"], list[Layer])[0].layer == "_Same"
 
 
 def test_a_class_with_a_residual_sum_passes(tmp_path):

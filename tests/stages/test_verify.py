@@ -163,7 +163,8 @@ def test_forms_of_one_name_or_of_two_trainings_are_not_mixed_up(chain, few, tmp_
     form = manifest.read(chain / "mnist_cnn.onnx")
     with pytest.raises(UsageError, match="two files of one name"):
         verify.run(form, form, data=str(few), gate=None)
-    reference = replace(form.facts.reference, correct=1)
+    known = form.facts.reference
+    reference = replace(known, n=known.n + 1, correct=known.correct + 1)
     other = manifest.write(
         tmp_path / "other.onnx", form.path.read_bytes(), facts=replace(form.facts, reference=reference)
     )

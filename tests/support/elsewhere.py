@@ -44,6 +44,8 @@ def classifier(
               helper.make_node("Relu", ["c"], ["r"]), helper.make_node("GlobalAveragePool", ["r"], ["p"]),
               helper.make_node("Reshape", ["p", "s"], ["f"]),
               helper.make_node("Gemm", ["f", "v", "b"], ["scores" if last else "logits"])]  # fmt: skip
+    if opset >= 14:  # as PyTorch's exporter writes it
+        nodes[-2].attribute.append(helper.make_attribute("allowzero", 1))
     if last:
         nodes.append(helper.make_node(last, ["scores"], ["logits"], axis=1))
     tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]

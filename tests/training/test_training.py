@@ -83,6 +83,15 @@ def test_an_image_left_alone_joins_the_batch_before():
     assert [len(x) for x, _ in batches(64, 1)] == [1]
 
 
+def test_a_picture_that_is_not_square_is_turned_without_distortion(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.ones(shape))  # the largest angle
+    bar = torch.zeros(1, 1, 64, 32)
+    bar[0, 0, 31:33, 6:26] = 1
+    quarter = replace(MODEL.recipes["default"], rotation=90.0, shift=0.0, scale=0.0, shear=0.0, elastic=0.0)
+    ink = augmentation.augment(bar, torch.Generator(), quarter, 1.0)[0, 0] > 0.5
+    assert (int(ink.any(1).sum()), int(ink.any(0).sum())) == (20, 2)
+
+
 def test_pixels_are_normalised_by_channel():
     model = replace(MODEL, prepare="resize", input=(3, 4, 4), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
     pixels = training.normalised(torch.full((2, 3, 4, 4), 0.6), model)
