@@ -82,7 +82,8 @@ def test_a_manifest_that_is_none_is_refused_and_can_be_made_again(tmp_path, text
 @pytest.mark.parametrize(
     "changes",
     [{"kind": "no such kind"}, {"kind": []}, {"sha256": None}, {"bytes": -1}, {"sha256": "x"},
-     {"parents": {"../a": "0" * 64}}, {"more": 1}, {"options": {"x": "\x1b[8m"}}, {"facts": {"more": 1}}, {"facts": 3}, {"code": "x"}],
+     {"parents": {"../a": "0" * 64}}, {"more": 1}, {"options": {"x": "\x1b[8m"}}, {"facts": {"more": 1}}, {"facts": 3},
+     {"code": "x"}],
 )  # fmt: skip
 def test_a_record_with_a_digest_that_fits_but_without_sense_is_refused(tmp_path, changes):
     """As somebody writes it who knows how digests are made."""
