@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,12 +18,13 @@ from pipeline.records.manifest import Artifact
 from pipeline.training import models
 
 MADE, FRESH, STALE, MISSING, ALTERED = "made", "fresh", "stale", "missing", "altered"
+RECORDED = "recorded"  # unaltered, but of no stage that could tell whether it is fresh
 FORMS = "*"
 
 
 @dataclass(frozen=True)
 class Link:
-    """A stage's artifact in a folder: fresh, stale, missing or altered, or just made; `why` says so in words."""
+    """An artifact in a folder and its state: fresh, stale, missing, altered, or recorded; `why` says so in words."""
 
     stage: str
     path: Path
@@ -50,15 +52,12 @@ def status(folder: Path, model: str | None = None) -> list[Link]:
 
 
 def _model(folder: Path) -> str:
-    """The model whose forms a folder has, by their names. UsageError if there are several."""
-    forms = {
-        kind: stages.get(name).FILE for name in stages.names() if (kind := stages.get(name).KIND) in runtimes.kinds()
-    }
+    """The model whose forms a folder has, by their records. UsageError if there are several."""
     found = set()
-    for name in manifest.names(folder):
-        suffix = forms.get(manifest.claimed_kind(folder / name), "/").removeprefix("{model}")
-        if name.endswith(suffix):
-            found.add(name.removesuffix(suffix))
+    for path in (folder / name for name in manifest.names(folder)):
+        if manifest.claimed_kind(path) in runtimes.kinds():
+            with contextlib.suppress(PipelineError):  # an altered record names nothing
+                found.add(manifest.recall(path).facts.model.name)
     if len(found) > 1:
         raise UsageError(f"{folder}: has forms of {', '.join(sorted(found))}: expected --model to name one")
     return next(iter(found), models.DEFAULT)
@@ -84,7 +83,7 @@ def _other(path: Path) -> Link:
     if not path.is_file():
         return Link("", path, MISSING)
     try:
-        return Link("", path, FRESH, artifact=manifest.read(path))
+        return Link("", path, RECORDED, artifact=manifest.read(path))
     except CheckFailed as error:
         return Link("", path, ALTERED, str(error))
 

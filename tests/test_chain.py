@@ -17,9 +17,9 @@ from tests.support import ROOT, SMALL, command, flip, one_line, process
 
 
 def states(folder: Path) -> dict[str, str]:
-    return {
-        link["stage"] or link["file"]: link["state"] for link in json.loads(command("status", folder, "--json").stdout)
-    }
+    """The state of each stage's artifact."""
+    links = json.loads(command("status", folder, "--json").stdout)
+    return {link["stage"]: link["state"] for link in links if link["stage"]}
 
 
 def run(folder: Path, data: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -154,6 +154,13 @@ def test_an_altered_manifest_is_noticed_and_made_again(folder, few):
     again = run(folder, few)
     assert again.returncode == 0, again.stderr
     assert set(states(folder).values()) == {"fresh"}
+
+
+def test_status_tells_of_what_no_stage_makes_by_itself(folder):
+    form = folder / "mnist_cnn.onnx"
+    manifest.write(folder / "mnist_cnn.fp32.onnx", form.read_bytes(), facts=manifest.read(form).facts)
+    links = {link["file"]: link["state"] for link in json.loads(command("status", folder, "--json").stdout)}
+    assert links["mnist_cnn.fp32.onnx"] == links["mnist_cnn.history.csv"] == "recorded"
 
 
 def test_status_sees_an_altered_history(folder):

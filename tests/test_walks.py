@@ -156,7 +156,7 @@ def test_an_adopted_file_walks_the_chain_to_a_release(tmp_path, colours):
     assert ran.returncode == 0, ran.stderr
     assert "train" not in ran.stderr.split(" made:")[0] and "passed: gate 10.00%" in ran.stdout
     states = json.loads(command("status", tmp_path / "out", "--json").stdout)
-    assert {link["state"] for link in states} == {"fresh"}
+    assert {link["state"] for link in states if link["stage"]} == {"fresh"}
     shipped = command("ship", tmp_path / "out", "--out", tmp_path / "release")
     assert shipped.returncode == 0, shipped.stderr
     assert command("verify-release", tmp_path / "release/theirs-1.0.0").returncode == 0

@@ -125,7 +125,10 @@ def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), default=stages.DEFAULTS["out"])
 @click.option("--model", help="Which model, if the folder has several.")
 def status(folder: Path, model: str | None, as_json: bool) -> None:
-    """Show each link of the chain in a folder: fresh, stale, missing or altered. Exits 1 if one is altered."""
+    """Show each link of the chain in a folder: fresh, stale, missing or altered. Exits 1 if one is altered.
+
+    A file that no stage makes by itself is "recorded": unaltered, as its record has it.
+    """
     links = chain.status(folder, model)
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
     _show_rows(rows, str(folder), as_json)

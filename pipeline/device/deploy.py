@@ -49,6 +49,8 @@ def run(
     """
     extras.require("deploy", ["onnxruntime"])
     bench.expect_sizes(batch, threads)
+    if out.is_dir() and "checkpoint" in {manifest.claimed_kind(out / name) for name in manifest.names(out)}:
+        raise UsageError(f"--out {out}: holds a chain and its proof: expected a folder for this device alone")
     with contextlib.ExitStack() as unpacked:
         folder = unpacked.enter_context(archives.opened(release)) if archives.is_archive(release) else release
         about = _inspected(release, folder, public_key, allow_unverified)

@@ -66,6 +66,11 @@ def test_deploy_without_a_gpu_says_so_and_proves_the_files(chain, few, tmp_path)
     assert not list(tmp_path.glob("*.engine"))
 
 
+def test_a_chains_own_folder_is_none_for_a_device(shipped, chain):
+    error = one_line(command("deploy", shipped / "mnist_cnn-1.0.0", "--out", chain, "--runtime", "none"), 2)
+    assert "holds a chain and its proof" in error
+
+
 def test_deploy_on_a_device_builds_verifies_and_times_engines(device, chain, few, tmp_path, monkeypatch, capsys):
     """Without the compiler: its place takes one that makes an engine of any bytes."""
     layers = [EngineLayer(name="conv", type="CaskConvolution", inputs=["Half"], outputs=["Half"])]

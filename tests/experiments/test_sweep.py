@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import UsageError
@@ -206,6 +207,11 @@ def test_names_have_files_of_their_own(few, tmp_path, here, monkeypatch, capsys)
     monkeypatch.setattr(sweep, "work", workers.work)  # with processes for what is missing: none
     assert sweep.run("mnist_cnn", name="two", **options).facts == made.facts
     assert "1 of 1 trials are on record" in capsys.readouterr().err
+    assert made.facts.command.endswith(f"--data {few}")
+    with np.load(few) as file:
+        np.savez(tmp_path / "other.npz", **{**file, "train_labels": np.roll(file["train_labels"], 1)})
+    with pytest.raises(UsageError, match="was begun with images"):
+        sweep.run("mnist_cnn", name="two", **{**options, "data": str(tmp_path / "other.npz")})
 
 
 def picture(monkeypatch, rows, grid: bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,11 +16,11 @@ from pipeline.experiments.sweep import heatmap
 from pipeline.experiments.sweep.trials import Storage
 from pipeline.experiments.sweep.workers import work
 from pipeline.machine import host as machine
-from pipeline.records import code, manifest
+from pipeline.records import code, disk, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import Picture, Sweep, Trial
 from pipeline.stages import Data, Out, check
-from pipeline.training import recipe
+from pipeline.training import models, recipe
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -73,6 +74,7 @@ def run(
     checked = check.model(model)
     source = data or checked.data
     parents = imagesets.load(source, "train", checked.input, checked.classes).digests
+    digest = disk.digest(models.file(model))
     out.mkdir(parents=True, exist_ok=True)
     database = Storage(storage or f"sqlite:///{out / STORAGE}", name, grace)
     if training["epochs"] <= training["step_size"]:
@@ -81,10 +83,11 @@ def run(
     import sqlalchemy.exc
 
     try:
-        ended = work(database, facts, plan, source, workers)
+        # The storage holds the digests, too: trials on other images or of another network are another sweep's.
+        ended = work(database, {**facts, "images": parents, "model_file": digest}, plan, source, workers)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         raise PipelineError(f"{database}: the storage failed: {database.line(error)}") from error
-    return _write(out, name, ended, parents, facts)
+    return _write(out, name, ended, parents, facts, data)
 
 
 def _plan(sampler: str, lrs: list[float], gammas: list[float], trials: int, seed: int) -> list[dict[str, float]]:
@@ -107,14 +110,16 @@ def _training(model: str, shared: dict[str, Any], lrs: list[float], gammas: list
     return {name: value for name, value in options.items() if name not in own}
 
 
-def _write(out: Path, name: str, trials: list[FrozenTrial], parents: dict[str, str], facts: dict[str, Any]) -> Artifact:
+def _write(
+    out: Path, name: str, trials: list[FrozenTrial], parents: dict[str, str], facts: dict[str, Any], data: str | None
+) -> Artifact:
     """Write the sweep's trials, the best first, and the picture of them."""
     rows = sorted(map(_row, trials), key=lambda row: (row.pruned, -row.accuracy))
     title = f"{facts['hold_out']} held-out training images"
     artifact = manifest.write(
         out / FILE.format(name=name),
         None,
-        facts=Sweep(**facts, rows=rows, best=rows[0], command=_command(facts, rows[0]), measured_on=title),
+        facts=Sweep(**facts, rows=rows, best=rows[0], command=_command(facts, rows[0], data), measured_on=title),
         parents=parents,
         options=facts,
         versions=manifest.versions("torch", "optuna", "numpy"),
@@ -126,10 +131,11 @@ def _write(out: Path, name: str, trials: list[FrozenTrial], parents: dict[str, s
     return artifact
 
 
-def _command(facts: dict[str, Any], best: Trial) -> str:
+def _command(facts: dict[str, Any], best: Trial, data: str | None) -> str:
     """Return the command that trains a pair on all training images, with the sweep's seed and epochs."""
     given = {"lr": best.lr, "gamma": best.gamma, "seed": facts["seed"], "epochs": facts["epochs"]}
     words = [f"--{name} {value!r}" for name, value in given.items() if value is not None]
+    words += [f"--data {shlex.quote(data)}"] if data else []
     return " ".join(["pipeline train", facts["model"], *words])
 
 
