@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from pipeline import console
-from tests.support import ROOT
 
+ROOT = Path(__file__).parents[1]
 SHORT = ["--epochs", "1", "--limit", "6000", "--batch-size", "32", "--gate", "0.1", "--quick", "--batch", "1"]
 
 

@@ -158,10 +158,11 @@ def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterat
     machine do not count here. `options` are those of all stages, by name. An artifact that fails a check, such as a
     verification, says so in its facts, and the later stages run nevertheless.
     """
-    from pipeline.stages import check, verify
+    from pipeline.stages import check
 
     disk.check_writable(out)
-    verify.check_gate(options.get("gate"))
+    for stage in map(stages.get, stages.names()):
+        stage.expect(**_chosen(stage, out, options))
     if not _adopted(out, model):
         check.model(model)
     with disk.held(out):
@@ -174,7 +175,7 @@ def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iter
     done: set[str] = set()
     for name in _stages(adopted):
         stage = stages.get(name)
-        chosen = {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}
+        chosen = _chosen(stage, out, options)
         if reason := stage.absent(**chosen):
             console.say(f"{name:<8}left out: {reason}")
             continue
@@ -187,6 +188,11 @@ def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iter
             done.add(stage.KIND)
         made[stage.KIND] = artifact
         yield artifact, state
+
+
+def _chosen(stage: ModuleType, out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's options: those given for the chain, and the defaults of the others."""
+    return {name: {**options, "out": out}.get(name, default) for name, default in stages.options(stage).items()}
 
 
 def _given(kind: str, model: str, made: Mapping[str, Artifact]) -> list[Any]:

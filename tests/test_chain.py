@@ -168,9 +168,25 @@ def test_status_sees_an_altered_history(folder):
     assert "mnist_cnn.history.csv" in one_line(command("status", folder), 1)
 
 
-def test_a_gate_that_is_none_is_refused_before_the_training(few, tmp_path):
-    assert "--gate: expected a share" in one_line(run(tmp_path / "out", few, "--gate", "99.4"), 2)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--gate", "99.4"], "--gate: expected a share"),
+        (["--opset", "17"], "--opset 17: expected 18"),
+        (["--headroom", "0"], "--headroom 0: expected 1"),
+        (["--batch", "0"], "expected --batch and --threads of at least 1"),
+    ],
+)
+def test_options_of_later_stages_are_refused_before_the_training(few, tmp_path, wrong, said):
+    assert said in one_line(run(tmp_path / "out", few, *wrong), 2)
     assert not (tmp_path / "out").exists()
+
+
+def test_each_graph_records_the_images_that_it_was_measured_on(chain):
+    checkpoint = manifest.read(chain / "mnist_cnn.safetensors")
+    train, test = checkpoint.parents, checkpoint.facts.reference.digests
+    for name, images in ((".unfolded.onnx", test), (".onnx", test), (".fp16.onnx", train | test)):
+        assert manifest.read(chain / f"mnist_cnn{name}").options["images"] == images
 
 
 def test_status_of_no_folder_is_wrong_use(tmp_path):

@@ -48,7 +48,7 @@ def run(
     no torch, and no network if the release has its test set. The report's `failures` say which forms do not pass.
     """
     extras.require("deploy", ["onnxruntime"])
-    bench.expect_sizes(batch, threads)
+    bench.expect(batch=batch, threads=threads)
     if out.is_dir() and "checkpoint" in {manifest.claimed_kind(out / name) for name in manifest.names(out)}:
         raise UsageError(f"--out {out}: holds a chain and its proof: expected a folder for this device alone")
     with contextlib.ExitStack() as unpacked:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +13,8 @@ from pipeline.errors import CheckFailed, reason
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-BATCH = 250  # images at once; fewer where they are large, see `batch`
-PIXELS = 3_000_000  # of images at once
+BATCH = 250  # images at once; fewer where they are large
+PIXELS = 3_000_000  # at once, so that memory stays bounded
 TOLERANCE = 1e-4  # of the largest logit: what the rounding of float32 explains
 
 
@@ -20,27 +22,45 @@ def session(model: ModelProto, name: str, threads: int | None = None) -> Any:
     """An ONNX Runtime session of a model; `name` is what errors call it. CheckFailed if ONNX Runtime refuses it."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would cost other processes a core
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options(threads), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # the library's own exceptions share no narrower public base
         raise CheckFailed(f"{name}: ONNX Runtime can't load it: {reason(error)}") from error
 
 
-def batch(images: np.ndarray, most: int = BATCH) -> int:
-    """How many of the images `[n, c, h, w]` to compute at once, so that memory stays bounded."""
-    return max(1, min(most, PIXELS // max(1, int(np.prod(images.shape[1:])))))
+def options(threads: int | None) -> Any:
+    """What every session of ONNX Runtime begins with. Threads: by default as many as there are cores."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # warnings tell of fallbacks that `arithmetic` states for every run
+    options.intra_op_num_threads = threads or 0
+    # Threads that spin while they wait gain microseconds a request, and cost other processes a core.
+    spinning = threads is not None and threads > 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    return options
+
+
+def batch_size(images: np.ndarray, most: int = BATCH) -> int:
+    """How many of the images `[n, c, h, w]` to compute at once: `most`, or fewer where they are large."""
+    return max(1, min(most, PIXELS // max(1, math.prod(images.shape[1:]))))
+
+
+def batches(images: np.ndarray, most: int = BATCH) -> Iterator[np.ndarray]:
+    """Yield the images `batch_size` at a time; of no images, one batch of none."""
+    size = batch_size(images, most)
+    for start in range(0, max(len(images), 1), size):
+        yield images[start : start + size]
 
 
 def outputs(model: ModelProto, inputs: np.ndarray, name: str) -> np.ndarray:
-    """The first output for inputs `[n, ...]`, computed BATCH at a time. CheckFailed if ONNX Runtime can't run it."""
+    """The first output for inputs `[n, ...]`, computed in batches. CheckFailed if ONNX Runtime can't run it."""
     ready = session(model, name)
-    image, size = ready.get_inputs()[0].name, batch(inputs)
+    image = ready.get_inputs()[0].name
     try:
-        parts = [ready.run(None, {image: inputs[start : start + size]})[0] for start in range(0, len(inputs), size)]
+        parts = [ready.run(None, {image: batch})[0] for batch in batches(inputs)]
     except Exception as error:
         raise CheckFailed(f"{name}: ONNX Runtime can't run it: {reason(error)}") from error
     return np.concatenate(parts)

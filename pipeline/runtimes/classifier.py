@@ -16,7 +16,7 @@ from pipeline.records import manifest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BATCH = 500  # images at once, so that memory stays small
+BATCH = 500  # images at once; fewer where they are large
 
 
 class Classifier:
@@ -82,9 +82,8 @@ def load(path: str | Path, *, mode: str | None = None, threads: int | None = Non
 
 
 def in_batches(session: Callable[[Any], Any], images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return a session's logits `[n, classes]` for any number of images, also none, computed BATCH at a time."""
-    size = run.batch(images, BATCH)
-    return np.concatenate([session(images[start : start + size]) for start in range(0, max(len(images), 1), size)])
+    """Return a session's logits `[n, classes]` for any number of images, also none, computed in batches."""
+    return np.concatenate([session(batch) for batch in run.batches(images, BATCH)])
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.graph import load as onnx_file
+from pipeline.graph import run
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import session as base
 
@@ -47,12 +48,7 @@ class Session(base.Session):
                 f"{', '.join(available)}; on x86-64 `pip install onnxruntime-gpu` in place of onnxruntime, on a Jetson "
                 "install NVIDIA's wheel for its JetPack"
             )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # warnings tell of fallbacks that `arithmetic` states for every run
-        options.intra_op_num_threads = threads or 0
-        # Threads that spin while they wait gain microseconds a request, and cost other processes a core.
-        spinning = threads is not None and threads > 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        options = run.options(threads)
         if not self._on_cpu:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         settings = {  # CUDA graphs for the prepared requests; float16 for TensorRT only where the file has it

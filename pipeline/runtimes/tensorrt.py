@@ -113,8 +113,8 @@ class Session(base.Session):
         """uint8 images `[n, c, h, w]` to float32 logits `[n, classes]`, at most the largest batch at a time."""
         import numpy as np
 
-        logits = []
-        for start in range(0, max(len(images), 1), self._largest):
+        logits = [np.empty((0, *self._output[1]), np.float32)]
+        for start in range(0, len(images), self._largest):
             part = images[start : start + self._largest]
             request = self._request(len(part))
             request.images[...] = part

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -47,6 +47,10 @@ class Stage(Module, Protocol):
 
     KIND: str  # what it makes
     FILE: str  # and the name of its file; {model} stands for the model's
+
+    @staticmethod
+    def expect(**options: Any) -> None:
+        """Raise UsageError for options that make no sense: asked by `run`, and by the chain before its first stage."""
 
     @staticmethod
     def options(*given: Any, **options: Any) -> dict[str, Any]:
@@ -99,10 +103,9 @@ def images(parent: Artifact, data: str | None, part: str = "test") -> ImageSet:
     return imagesets.load(data or card.data, part, card.input, card.classes)
 
 
-def recorded(parent: Artifact, data: str | None, parts: Iterable[str] = ("test",), **options: Any) -> dict[str, Any]:
+def recorded(*measured: ImageSet, **options: Any) -> dict[str, Any]:
     """Return options to put on record, with the digests of the images that the artifact's facts were measured on."""
-    measured = [images(parent, data, part).digests for part in parts]
-    return {**options, "images": {name: sha256 for each in measured for name, sha256 in each.items()}}
+    return {**options, "images": {name: sha256 for each in measured for name, sha256 in each.digests.items()}}
 
 
 def output(out: Path, file: str, parent: Artifact) -> Path:

@@ -139,7 +139,7 @@ def _answers(
     original: ModelProto, card: ModelCard, channels_last: bool, batch: int, images: np.ndarray, name: str
 ) -> np.ndarray:
     """The file's own answers `[n, classes]`, float32, in ONNX Runtime, to images normalised by numpy."""
-    parts, size = [], batch or graphs.BATCH
+    parts, size = [], batch or graphs.batch_size(images)
     session = graphs.session(original, name)
     image = session.get_inputs()[0].name
     mean, std = (np.array(each, np.float32)[:, None, None] for each in (card.mean, card.std))

@@ -45,7 +45,7 @@ def run(
         )
     if compare and not any(form.kind == "checkpoint" for form in forms):
         raise UsageError("--compare needs the checkpoint among the forms: name it, or a folder with it")
-    expect_sizes(batch, threads)
+    expect(batch=batch, threads=threads)
     before = machine.describe()
     subjects, readers = [], []
     with contextlib.ExitStack() as sessions:
@@ -83,7 +83,7 @@ def run(
     )
 
 
-def expect_sizes(batch: tuple[int, ...], threads: int) -> None:
+def expect(*, batch: tuple[int, ...], threads: int, **_: Any) -> None:
     """Raise UsageError for batch sizes and threads below 1."""
     if min((*batch, threads)) < 1:
         raise UsageError(f"expected --batch and --threads of at least 1, received {[*batch]} and {threads}")

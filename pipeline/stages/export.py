@@ -43,14 +43,13 @@ def run(
     Raises CheckFailed if the exporter fails, writes other inputs, outputs or operators than expected, or if a logit
     differs by more than 1e-4 of the largest.
     """
-    if opset not in OPSETS:
-        raise UsageError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+    expect(opset=opset)
     model = passes.strip(export(pytorch.network(checkpoint), checkpoint.facts.model, opset, str(checkpoint.path)))
     describe(model, checkpoint, f"{checkpoint.path}, exported")
-    pixels = images(checkpoint, data).images
+    measured = images(checkpoint, data)
     with pytorch.load(checkpoint) as session:
-        before = classifier.in_batches(session, pixels)
-    after = graphs.outputs(model, pixels, str(checkpoint.path))
+        before = classifier.in_batches(session, measured.images)
+    after = graphs.outputs(model, measured.images, str(checkpoint.path))
     difference = graphs.check_same(before, after, f"{checkpoint.path}: exported, a logit differs")
     return write_graph(
         output(out, FILE, checkpoint),
@@ -59,15 +58,21 @@ def run(
         Unfolded,
         stage=__name__,
         packages=PACKAGES,
-        options=options(checkpoint, data=data, opset=opset),
+        options=recorded(measured, opset=opset),
         batch_norms=passes.batch_norms(model),
         difference=difference,
     )
 
 
+def expect(*, opset: int, **_: Any) -> None:
+    """UsageError for an operator set that can't be written."""
+    if opset not in OPSETS:
+        raise UsageError(f"--opset {opset}: expected {OPSETS[0]} to {OPSETS[-1]}")
+
+
 def options(checkpoint: Artifact, *, data: str | None, opset: int, **_: Any) -> dict[str, Any]:
     """Return what the file and its facts depend on besides the checkpoint."""
-    return recorded(checkpoint, data, opset=opset)
+    return recorded(images(checkpoint, data), opset=opset)
 
 
 def export(network: torch.nn.Module, card: ModelCard, opset: int, name: str) -> ModelProto:

@@ -28,8 +28,8 @@ def run(unfolded: Artifact, *, out: Out, data: Data = None) -> Artifact:
     model, left = passes.fold(load.load(unfolded))
     name = f"{unfolded.path}, folded"
     describe(model, unfolded, name)
-    pixels = images(unfolded, data).images
-    before, after = (graphs.outputs(each, pixels, name) for each in (source, model))
+    measured = images(unfolded, data)
+    before, after = (graphs.outputs(each, measured.images, name) for each in (source, model))
     difference = graphs.check_same(before, after, f"{name}: a logit differs")
     return write_graph(
         output(out, FILE, unfolded),
@@ -38,7 +38,7 @@ def run(unfolded: Artifact, *, out: Out, data: Data = None) -> Artifact:
         Folded,
         stage=__name__,
         packages=("onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu"),
-        options=options(unfolded, data=data),
+        options=recorded(measured),
         batch_norms=unfolded.facts.batch_norms,
         batch_norms_left=left,
         difference=difference,
@@ -47,7 +47,7 @@ def run(unfolded: Artifact, *, out: Out, data: Data = None) -> Artifact:
 
 def options(unfolded: Artifact, *, data: str | None, **_: Any) -> dict[str, Any]:
     """Return what the file's facts depend on besides the unfolded one."""
-    return recorded(unfolded, data)
+    return recorded(images(unfolded, data))
 
 
 def show(folded: Artifact) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from pipeline.graph import calibration, edit, float16, load
 from pipeline.graph import run as graphs
 from pipeline.records.forms import Half, Margins
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Data, Out, describe, images, output, write_graph
+from pipeline.stages import Data, Out, describe, images, output, recorded, write_graph
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -37,17 +37,16 @@ def run(
 
     Raises CheckFailed, naming the tensors, where a number would not fit.
     """
-    if not 1 <= headroom <= LARGEST:
-        raise UsageError(f"--headroom {headroom:g}: expected 1 to {LARGEST:g}")
-    model = load.load(folded)
-    ranges = calibration.ranges(model, images(folded, data, "train").images)
+    expect(headroom=headroom)
+    model, train, test = load.load(folded), images(folded, data, "train"), images(folded, data)
+    ranges = calibration.ranges(model, train.images)
     margins = _margins(str(folded.path), model, ranges, headroom)
     name = f"{folded.path}, converted to float16"
     half = describe(float16.half(model), folded, name)
     if wide := float16.float32_nodes(half):
         raise CheckFailed(f"{name}: {', '.join(wide)} would still be float32")
-    pixels = images(folded, data).images
-    before, after = graphs.outputs(model, pixels, name), graphs.outputs(float16.rounded_twin(half), pixels, name)
+    twin = float16.rounded_twin(half)
+    before, after = (graphs.outputs(each, test.images, name) for each in (model, twin))
     difference = graphs.difference(before, after)
     if not np.isfinite(difference):
         raise CheckFailed(f"{name}: a logit of the test set is not a finite number: it overflows")
@@ -58,10 +57,21 @@ def run(
         Half,
         stage=__name__,
         packages=("onnx", "onnxruntime", "onnxruntime-gpu", "numpy"),
-        options={"headroom": headroom},
+        options=recorded(train, test, headroom=headroom),
         difference=difference,
         margins=margins,
     )
+
+
+def expect(*, headroom: float, **_: Any) -> None:
+    """UsageError for a headroom that no float16 number could have."""
+    if not 1 <= headroom <= LARGEST:
+        raise UsageError(f"--headroom {headroom:g}: expected 1 to {LARGEST:g}")
+
+
+def options(folded: Artifact, *, data: str | None, headroom: float, **_: Any) -> dict[str, Any]:
+    """Return what the file and its margins depend on besides the folded one."""
+    return recorded(images(folded, data, "train"), images(folded, data), headroom=headroom)
 
 
 def _margins(name: str, model: ModelProto, ranges: dict[str, calibration.Range], headroom: float) -> Margins:

@@ -18,10 +18,10 @@ from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import LabelledImages, Proven, Verification
+from pipeline.runtimes import classifier
 from pipeline.stages import Data, OptionalOut, Provider, images
 
 KIND, FILE = "verification", "verification.json"
-BATCH = 500
 SIGNIFICANT = 0.05  # McNemar's p under which a form that errs more often is worse, not unlucky
 
 
@@ -39,7 +39,7 @@ def run(
 
     Forms that fail are listed with the reason; the exit code is then 1.
     """
-    check_gate(gate)
+    expect(gate=gate)
     model = _one_model(forms)
     split = images(forms[0], data)
     gate_used = model.gate if gate is None else gate
@@ -62,13 +62,13 @@ def run(
             rows=rows,
         ),
         parents={form.name: form.sha256 for form in forms} | split.digests,
-        options=options(*forms, data=data, gate=gate, provider=provider),
+        options=_recorded(split, gate, provider),
         versions=manifest.versions("numpy", "scipy", *runtimes.packages(readers)),
         code=code.digest(__name__),
     )
 
 
-def check_gate(gate: float | None) -> None:
+def expect(*, gate: float | None, **_: Any) -> None:
     """UsageError unless a gate is a share, or left to the model."""
     if gate is not None and not 0 <= gate <= 1:
         raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
@@ -78,8 +78,11 @@ def options(
     *forms: Artifact, data: str | None = None, gate: float | None = None, provider: str = "cpu", **_: Any
 ) -> dict[str, Any]:
     """What a verification depends on besides the forms."""
-    recorded: dict[str, Any] = {"gate": gate, "data": images(forms[0], data).digests}
-    return recorded if provider == "cpu" else {**recorded, "provider": provider}
+    return _recorded(images(forms[0], data), gate, provider)
+
+
+def _recorded(split: ImageSet, gate: float | None, provider: str) -> dict[str, Any]:
+    return {"gate": gate, "data": split.digests} | ({"provider": provider} if provider != "cpu" else {})
 
 
 def _one_model(forms: tuple[Artifact, ...]) -> ModelCard:
@@ -134,9 +137,9 @@ def _answers(form: Artifact, split: ImageSet, provider: str) -> Iterator[_Answer
             runtime.load(form, mode=mode) as session,
             console.progress(len(split), "image", f"{form.name}, {mode}" if mode else form.name) as bar,
         ):
-            logits, size = [], graphs.batch(split.images, BATCH)
-            for start in range(0, len(split), size):
-                logits.append(session(split.images[start : start + size]))
+            logits = []
+            for part in graphs.batches(split.images, classifier.BATCH):
+                logits.append(session(part))
                 bar.update(len(logits[-1]))
             yield _Answers(form, runtimes.title(runtime), session.arithmetic, np.concatenate(logits))
 
@@ -241,9 +244,7 @@ def show(verification: Artifact) -> None:
         ]
         for row in facts.rows
     ]
-    headers = ["form", "runtime: arithmetic", "size", "accuracy", "95 % interval", "differ", "McNemar p"]
+    headers = "form", "runtime: arithmetic", "size", "accuracy", "95 % interval", "differ", "McNemar p", "logits within"
     title = f"{facts.data.name}, {facts.data.images:,} images; compared with {facts.compared_with}"
-    spare = ("size", "logits within", "McNemar p", "95 % interval")
-    console.table([*headers, "logits within"], rows, title=title, spare=spare)
-    verdict = "passed" if facts.passed else "FAILED"
-    console.result(f"{verdict}: gate {facts.gate:.2%}")
+    console.table(headers, rows, title=title, spare=("size", "logits within", "McNemar p", "95 % interval"))
+    console.result(f"{'passed' if facts.passed else 'FAILED'}: gate {facts.gate:.2%}")

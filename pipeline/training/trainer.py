@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import console
 from pipeline.data.imagesets import ImageSet
+from pipeline.graph import run
 from pipeline.machine import host as machine
 from pipeline.training import models
 from pipeline.training.augmentation import augment
@@ -128,7 +129,7 @@ class Trainer:
         _deterministic()
         network.eval()
         with torch.inference_mode():
-            parts = torch.from_numpy(test.images).split(min(250, max(1, VALUES // test.images[0].size)))
+            parts = torch.from_numpy(test.images).split(run.batch_size(test.images))
             logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
             return F.cross_entropy(logits, torch.from_numpy(test.labels)).item(), logits.argmax(1).numpy()
 

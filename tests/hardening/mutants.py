@@ -33,11 +33,11 @@ WRONG = (  # what, file, old, new, words of the check's message when the chain i
      '[node.input[0], f"{result}_shift"], [result]', LOGIT),
     ("another opset is written", EXPORT, "opset_version=opset", "opset_version=opset + 1", "opset 19: expected"),
     ("a fixed batch is exported", EXPORT, "({0: torch.export.Dim(passes.BATCH)},)", "({},)", "exported as"),
-    ("a kernel is transposed on export", EXPORT, "    pixels = images(checkpoint, data).images",
+    ("a kernel is transposed on export", EXPORT, "    measured = images(checkpoint, data)\n",
      "    from onnx import numpy_helper as h\n"
      "    w = next(t for t in model.graph.initializer if len(t.dims) == 4 and t.dims[2] == 3)\n"
      "    w.CopyFrom(h.from_array(h.to_array(w).transpose(0, 1, 3, 2).copy(), w.name))\n"
-     "    pixels = images(checkpoint, data).images", EXPORTED),
+     "    measured = images(checkpoint, data)\n", EXPORTED),
     ("a weight is left in float32", FLOAT16, "if tensor.name not in wide]",
      "if tensor.name not in wide and len(tensor.dims) != 1]", "is not a valid ONNX graph"),
     ("a weight is scaled past float16", FLOAT16, "numpy_helper.to_array(tensor).astype(dtype)",
