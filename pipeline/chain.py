@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -151,33 +151,46 @@ def refuse_altered(links: list[Link]) -> None:
         raise CheckFailed("; ".join(altered))
 
 
-def run(model: str, *, out: Path, force: bool = False, **options: Any) -> Iterator[tuple[Artifact, str]]:
+def run(
+    model: str, *, out: Path, force: bool = False, without: Collection[str] = (), **options: Any
+) -> Iterator[tuple[Artifact, str]]:
     """Run every stage whose parents or options aren't those on record; yields each artifact and MADE or FRESH.
 
     Everything downstream of a stage that ran is rerun, even if its output is identical: measurements from another
-    machine do not count here. `options` are those of all stages, by name. An artifact that fails a check, such as a
+    machine do not count here. `without` names stages to leave out; `options` are those of all stages, by name. An artifact that fails a check, such as a
     verification, says so in its facts, and the later stages run nevertheless.
     """
     from pipeline.stages import check
 
     disk.check_writable(out)
+    if needed := [name for name in without if name not in optional()]:
+        raise UsageError(f"--without {needed[0]}: expected one of {', '.join(optional())}")
     for stage in map(stages.get, stages.names()):
         stage.expect(**_chosen(stage, out, options))
     if not _adopted(out, model):
         check.model(model)
     with disk.held(out):
-        yield from _run(model, out, force, options)
+        yield from _run(model, out, force, without, options)
 
 
-def _run(model: str, out: Path, force: bool, options: Mapping[str, Any]) -> Iterator[tuple[Artifact, str]]:
+def optional() -> list[str]:
+    """The stages that a run may go without: those whose result no stage takes by name."""
+    every = [stages.get(name) for name in stages.names()]
+    taken = {kind for stage in every for kind in inputs(stage)}
+    return [stages.title(stage) for stage in every if stage.KIND not in taken]
+
+
+def _run(
+    model: str, out: Path, force: bool, without: Collection[str], options: Mapping[str, Any]
+) -> Iterator[tuple[Artifact, str]]:
     adopted = _adopted(out, model)
     made: dict[str, Artifact] = {adopted.kind: adopted} if adopted else {}
     done: set[str] = set()
     for name in _stages(adopted):
         stage = stages.get(name)
         chosen = _chosen(stage, out, options)
-        if reason := stage.absent(**chosen):
-            console.say(f"{name:<8}left out: {reason}")
+        if reason := "--without" if name in without else stage.absent(**chosen):
+            console.say(f"{name:<9}left out: {reason}")
             continue
         given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
         again = force or any(parent.kind in done for parent in given if isinstance(parent, Artifact))

@@ -55,7 +55,7 @@ class Commands(click.Group):
 def cli() -> None:
     """Take a trained image classifier to an edge GPU without losing accuracy on the way, and prove it.
 
-    train → export → fold → half → build → verify → bench: `pipeline run` does all of it; `pipeline ship` makes a
+    train → export → fold → half, quantize → build → verify → bench: `pipeline run` does all of it; `pipeline ship` makes a
     release. An .onnx from elsewhere enters by `pipeline adopt`.
     """
 
@@ -96,18 +96,20 @@ class Run(click.Command):
         if not self.params:
             every = parameters.options(map(stages.get, stages.names()))
             force = click.Option(["--force"], is_flag=True, help="Do every stage again, whatever is on record.")
-            self.params = [parameters.model(adopted=True), *every, force, parameters.json_option()]
+            left = click.Choice(chain.optional())
+            without = click.Option(["--without"], type=left, multiple=True, help="Leave a stage out; several times.")
+            self.params = [parameters.model(adopted=True), *every, force, without, parameters.json_option()]
         return super().get_params(ctx)
 
 
 @cli.command(cls=Run, context_settings=SETTINGS)
-def run(model: str, force: bool, as_json: bool, **options: Any) -> None:
+def run(model: str, force: bool, without: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run the whole chain: every stage whose inputs or options aren't those on record. Prints the verification last."""
     states: list[str] = []
     artifacts: list[Artifact] = []
     try:
-        for artifact, state in chain.run(model, force=force, **options):
-            console.say(f"{chain.maker(artifact):<8}{state}: {artifact.path}")
+        for artifact, state in chain.run(model, force=force, without=without, **options):
+            console.say(f"{chain.maker(artifact):<9}{state}: {artifact.path}")
             states.append(state)
             artifacts.append(artifact)
     finally:  # what was made is shown, also if a later stage fails

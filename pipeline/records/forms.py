@@ -17,6 +17,7 @@ from pipeline.records.facts import (
     Name,
     Part,
     Positive,
+    Reasons,
     Share,
     Size,
     Words,
@@ -138,6 +139,30 @@ class Half(Graph, frozen=True):
     """An ONNX file with float16 weights and arithmetic."""
 
     margins: Margins
+
+
+class QuantizedLayer(Part, frozen=True):
+    """A layer that int8 was tried on, and the logits' mean squared error, relative, when it alone is in int8."""
+
+    name: Words
+    int8: bool
+    cost: Amount
+
+
+class Quantized(Graph, frozen=True):
+    """An ONNX file with int8 weights and activations, and how that was chosen on held-out training images."""
+
+    method: Name
+    methods: dict[Name, Count]  # right answers by each method, with every layer in int8
+    layers: Annotated[list[QuantizedLayer], Meta(min_length=1, max_length=10_000)]
+    scales: Positive
+    weights: Positive
+    calibrated_on: Positive
+    held_out: Positive
+    correct_before: Count
+    correct: Count
+    p: Share
+    failures: Reasons
 
 
 class EngineLayer(Part, frozen=True):

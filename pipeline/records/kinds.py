@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from pipeline.records.devices import Doctor
 from pipeline.records.facts import UNPRINTED, Count, Digests, Facts, FileName, Name, Options, Sha256, Versions
-from pipeline.records.forms import Check, Checkpoint, Engine, EngineOptions, Folded, Half, Unfolded
+from pipeline.records.forms import Check, Checkpoint, Engine, EngineOptions, Folded, Half, Quantized, Unfolded
 from pipeline.records.releases import DeviceReport, Release, ReleaseCheck
 from pipeline.records.reports import History, Latency, Picture, Predictions, Study, Sweep, Verification
 
@@ -25,6 +25,7 @@ KINDS: dict[str, type[Facts]] = {
     "unfolded": Unfolded,
     "folded": Folded,
     "half": Half,
+    "int8": Quantized,
     "engine": Engine,
     "verification": Verification,
     "latency": Latency,

@@ -15,9 +15,9 @@ from pipeline.errors import UsageError
 from pipeline.records import manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
-from pipeline.stages import bench, export, fold, half, train, verify
+from pipeline.stages import bench, export, fold, half, quantize, train, verify
 
-FORMS = (fold.KIND, half.KIND)  # the kinds that ship: an engine is for one device and made there
+FORMS = (fold.KIND, half.KIND, quantize.KIND)  # the kinds that ship: an engine is for one device and made there
 
 
 @dataclass

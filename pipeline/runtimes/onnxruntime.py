@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs `.onnx` and `.fp16.onnx` as any user of the shipped file would, on the CPU unless told.
+"""ONNX Runtime: runs `.onnx` files of every kind as any user of the shipped file would, on the CPU unless told.
 
 The modes are its execution providers. Where one can't be loaded, ONNX Runtime takes the CPU without a word; here that
 is an error.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto
     from onnxruntime import NodeArg, OrtValue
 
-READS = {"unfolded": ("cpu",), "folded": ("cpu",), "half": ("cpu",)}
+READS = {"unfolded": ("cpu",), "folded": ("cpu",), "half": ("cpu",), "int8": ("cpu",)}
 NEEDS = ("onnxruntime",)
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -54,7 +54,10 @@ class Session(base.Session):
         settings = {  # CUDA graphs for the prepared requests; float16 for TensorRT only where the file has it
             "cpu": {},
             "cuda": {"enable_cuda_graph": "1", "use_tf32": "0"},
-            "tensorrt": {"trt_fp16_enable": str(int(artifact.kind == "half"))},
+            "tensorrt": {
+                "trt_fp16_enable": str(int(artifact.kind in ("half", "int8"))),
+                "trt_int8_enable": str(int(artifact.kind == "int8")),
+            },
         }
         model = onnx_file.load(artifact)
         try:
@@ -127,7 +130,9 @@ def _arithmetic(graph: GraphProto, optimised: Path | None) -> str:
         return stored
     ran = onnx.load(optimised).graph
     types = {tensor.name: tensor.data_type for tensor in ran.initializer}
-    types |= {node.output[0]: node.attribute[0].i for node in ran.node if node.op_type == "Cast"}
+    for node in ran.node:
+        if node.op_type in ("Cast", "DequantizeLinear"):
+            types[node.output[0]] = node.attribute[0].i if node.op_type == "Cast" else types[node.input[1]]
     compute = [node for node in ran.node if any(part in node.op_type for part in _COMPUTE)]
-    used = element({types.get(node.input[1]) for node in compute})
+    used = element({types.get(node.input[3 if node.op_type == "QLinearConv" else 1]) for node in compute})
     return used if used == stored else f"{used} on {stored} weights"

@@ -1,0 +1,137 @@
+"""INT8 graphs by explicit QuantizeLinear and DequantizeLinear: where they go, and the scales.
+
+The scheme of TensorRT's explicit quantisation: symmetric, zero point 0, one scale a tensor of activations and one an
+output channel of weights; q = clip(round(x / scale), -127, 127), ties to even. Source: NVIDIA, TensorRT documentation,
+"Working with Quantized Types"; Wu et al., Integer Quantization for Deep Learning Inference (arXiv 2004.09602), section 3.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline import console
+from pipeline.graph import edit, float16, load, metadata, run
+from pipeline.graph.load import attribute
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+OPSET = 19  # the first whose QuantizeLinear takes float16
+LEVELS, BINS, GROUPS = 127, 2048, 128  # of int8; of a histogram; candidate limits of its search for the least error
+METHODS = ("min-max", "percentile", "mse")
+PERCENTILE = 0.9999  # of the magnitudes
+
+
+def layers(model: ModelProto) -> dict[str, NodeProto]:
+    """The nodes that can compute in int8, by name: convolutions and matrix products with constant weights."""
+    values, found = edit.weights(model), {}
+    for node in model.graph.node:
+        plain = node.op_type in ("Conv", "MatMul") or (node.op_type == "Gemm" and not attribute(node, "transA", 0))
+        rank = values[node.input[1]].ndim if plain and node.input[1] in values else 0
+        if node.input[:1] and node.input[0] not in values and rank >= 2 and (node.op_type == "Conv" or rank == 2):
+            found[node.name] = node
+    return found
+
+
+def histograms(model: ModelProto, images: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
+    """Counts of the magnitudes of every layer's input over uint8 images, in BINS equal bins from 0 to their largest."""
+    from onnx import TensorProto, helper
+
+    names = list(dict.fromkeys(node.input[0] for node in layers(model).values()))
+    watched = copy.deepcopy(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = run.session(watched, "calibration")
+    image, largest, counts = session.get_inputs()[0].name, dict.fromkeys(names, 0.0), {}
+    with console.progress(2 * len(images), "image", "calibration") as bar:
+        for second in (False, True):  # the largest magnitudes first, then the counts
+            for batch in run.batches(images, 50):
+                for name, values in zip(names, session.run(None, {image: batch}), strict=True):
+                    size = np.abs(values).ravel()
+                    if second:
+                        bins = np.minimum(size * np.float32(BINS / (largest[name] or 1)), BINS - 1).astype(np.int64)
+                        counts[name] = counts.get(name, 0) + np.bincount(bins, minlength=BINS)
+                    else:
+                        largest[name] = max(largest[name], float(size.max(initial=0)))
+                bar.update(len(batch))
+    return {name: (counts[name], largest[name]) for name in names}
+
+
+def limit(counts: np.ndarray, largest: float, method: str) -> float:
+    """The magnitude that becomes 127: the largest, its percentile, or that of the least mean squared error."""
+    edges = np.linspace(0, largest, BINS + 1)
+    if method == "percentile":
+        return float(edges[1 + np.searchsorted(np.cumsum(counts), PERCENTILE * counts.sum())])
+    if method == "min-max":
+        return largest
+    middles = (edges[1:] + edges[:-1]) / 2
+    tried = edges[BINS // GROUPS :: BINS // GROUPS]
+    errors = [(counts * (_rounded(middles, each / LEVELS) - middles) ** 2).sum() for each in tried]
+    return float(tried[int(np.argmin(errors))])
+
+
+def _rounded(values: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
+    return np.clip(np.rint(values / (scale or 1)), -LEVELS, LEVELS) * scale
+
+
+def _scale(largest: np.ndarray | float) -> np.ndarray:
+    """Scales that float16 holds, as float32; 1 where everything is zero."""
+    scale = np.maximum(np.asarray(largest, np.float64) / LEVELS, 2.0**-24).astype(np.float16).astype(np.float32)
+    return np.where(np.asarray(largest) > 0, scale, np.float32(1))
+
+
+def quantize(model: ModelProto, limits: Mapping[str, float], kept: Collection[str] = ()) -> ModelProto:
+    """Let every layer but those `kept` read int8 activations and int8 weights; the rest becomes float16.
+
+    `limits` are the magnitudes that become 127, by tensor. A tensor that several layers read is quantised once. Biases
+    stay float16, as TensorRT adds them to what the integer sums are scaled to. Returns a new model.
+    """
+    import onnx
+
+    chosen = {name: node for name, node in layers(model).items() if name not in kept}
+    model, values = copy.deepcopy(model), edit.weights(model)
+    if metadata.opset(model) < OPSET:
+        model = onnx.version_converter.convert_version(model, OPSET)
+    stored, made, nodes = {"zero": np.int8(0)}, set(), []
+    for node in model.graph.node:
+        if node.name in chosen:
+            source, weight = node.input[0], node.input[1]
+            if source not in made:
+                stored[f"{source}_s"] = _scale(limits[source])
+                nodes += [_node("QuantizeLinear", [source, f"{source}_s", "zero"], f"{source}_q")]
+                nodes += [_node("DequantizeLinear", [f"{source}_q", f"{source}_s"], f"{source}_dq")]
+            if weight not in made:
+                axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
+                others = tuple(index for index in range(values[weight].ndim) if index != axis)
+                largest = np.abs(values[weight]).max(others, keepdims=True)
+                whole = np.rint(values[weight] / _scale(largest))
+                stored[f"{weight}_q"] = np.clip(whole, -LEVELS, LEVELS).astype(np.int8)
+                stored[f"{weight}_s"] = _scale(largest).ravel()
+                nodes += [_node("DequantizeLinear", [f"{weight}_q", f"{weight}_s"], f"{weight}_dq", axis=axis)]
+            made |= {source, weight}
+            node.input[:2] = [f"{source}_dq", f"{weight}_dq"]
+        nodes.append(node)
+    edit.store(model, stored)
+    edit.replace_nodes(model, nodes)
+    return float16.half(model)
+
+
+def scales(model: ModelProto) -> int:
+    """How many scales the DequantizeLinear nodes of a graph have."""
+    values = edit.weights(model)
+    return sum(values[node.input[1]].size for node in model.graph.node if node.op_type == "DequantizeLinear")
+
+
+def weights(model: ModelProto) -> int:
+    """How many weights a graph stores as int8."""
+    return sum(value.size for value in edit.weights(model).values() if value.dtype == np.int8 and value.ndim)
+
+
+def _node(operator: str, inputs: list[str], output: str, **attributes: int) -> NodeProto:
+    from onnx import helper
+
+    return helper.make_node(operator, inputs, [output], output, **attributes)

@@ -1,0 +1,146 @@
+"""Quantise an ONNX graph to INT8 by explicit Q/DQ; layers that cost accuracy stay in float16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import console
+from pipeline.data import imagesets
+from pipeline.errors import CheckFailed
+from pipeline.graph import float16, load, quantization
+from pipeline.graph import run as graphs
+from pipeline.measure import statistics
+from pipeline.records.forms import Quantized, QuantizedLayer
+from pipeline.records.manifest import Artifact
+from pipeline.stages import Data, Out, describe, images, output, recorded, write_graph
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from pipeline.data.imagesets import ImageSet
+
+KIND, FILE = "int8", "{model}.int8.onnx"
+NEEDS = ("onnxruntime",)
+HELD_OUT, CALIBRATION, COST = 10_000, 2000, 1000  # images to choose by, to calibrate on, to measure a layer's cost on
+SIGNIFICANT = 0.05  # McNemar's p under which the quantised graph is worse, not unlucky
+
+
+def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
+    """Store weights as int8 and quantise activations, symmetrically, with QuantizeLinear and DequantizeLinear.
+
+    Limits of the activations come from training images, the way to find them from other, held-out ones: it is the one
+    with the most right answers. While the graph is significantly worse on those than the float32 one (exact McNemar,
+    p < 0.05), the layer that by itself changes the logits most stays in float16. What can't pass even so is written
+    with the reason, and the exit code is 1. The test images choose nothing.
+    """
+    model, train, test = load.load(folded), images(folded, data, "train"), images(folded, data)
+    if not quantization.layers(model):
+        raise CheckFailed(
+            f"{folded.path}: has no convolution or matrix product with constant weights: nothing for int8"
+        )
+    card, name = folded.facts.model, f"{folded.path}, quantised"
+    share = min(HELD_OUT, len(train) // 2)
+    fit, held = imagesets.split(data or card.data, card.input, card.classes, share, CALIBRATION)
+    counts = quantization.histograms(model, fit.images)
+    search = _Search(model, held, name)
+    ways = {m: {t: quantization.limit(*each, m) for t, each in counts.items()} for m in quantization.METHODS}
+    tried = {way: search.score(limits) for way, limits in ways.items()}
+    way = min(tried, key=lambda each: (-tried[each].correct, tried[each].error))
+    costs, kept, score = search.costs(ways[way]), [], tried[way]
+    for layer in sorted(costs, key=lambda each: -costs[each])[:-1]:
+        if not score.worse:
+            break
+        kept.append(layer)
+        score = search.score(ways[way], kept)
+    quantised = describe(quantization.quantize(model, ways[way], kept), folded, name)
+    before, after = (graphs.outputs(each, test.images, name) for each in (model, float16.rounded_twin(quantised)))
+    if not np.isfinite(difference := graphs.difference(before, after)):
+        raise CheckFailed(f"{name}: a logit of the test set is not a finite number: float16 overflows")
+    dearest = max(costs, key=lambda each: costs[each])
+    return write_graph(
+        output(out, FILE, folded),
+        quantised,
+        folded,
+        Quantized,
+        stage=__name__,
+        packages=("onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy"),
+        options=recorded(train, test),
+        difference=difference,
+        method=way,
+        methods={each: scored.correct for each, scored in tried.items()},
+        layers=[QuantizedLayer(name=each, int8=each not in kept, cost=cost) for each, cost in costs.items()],
+        scales=quantization.scales(quantised),
+        weights=quantization.weights(quantised),
+        calibrated_on=len(fit),
+        held_out=len(held),
+        correct_before=search.correct,
+        correct=score.correct,
+        p=score.p,
+        failures=[
+            f"{name}: in int8 it is worse than in float32, whatever but one layer stays in float16: {score.lost} more "
+            f"errors and {score.won} fewer on {held.name}, McNemar p = {score.p:.3g}; {dearest} costs most"
+        ]
+        * score.worse,
+    )
+
+
+class _Score:
+    """How a quantised graph does on the held-out images: right answers, those lost and won, the logits' error."""
+
+    def __init__(self, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> None:
+        right, was = after.argmax(1) == labels, before.argmax(1) == labels
+        self.correct, self.error = int(right.sum()), error(before, after)
+        self.lost, self.won = int((was & ~right).sum()), int((right & ~was).sum())
+        self.p = statistics.mcnemar(self.lost, self.won)
+        self.worse = not np.isfinite(self.error) or (self.lost > self.won and self.p < SIGNIFICANT)
+
+
+def error(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean squared difference of logits relative to the mean square of the first; infinite if one isn't finite."""
+    value = float(np.square(after.astype(np.float64) - before).mean() / (np.square(before).mean() or 1))
+    return value if np.isfinite(value) else float("inf")
+
+
+class _Search:
+    """The float32 graph's answers on the held-out images, and quantised graphs held against them."""
+
+    def __init__(self, model: ModelProto, held: ImageSet, name: str) -> None:
+        self._model, self._held, self._name = model, held, name
+        self._before = graphs.outputs(model, held.images, name)
+        self.correct = int((self._before.argmax(1) == held.labels).sum())
+
+    def score(self, limits: Mapping[str, float], kept: Iterable[str] = ()) -> _Score:
+        return _Score(self._before, self._outputs(limits, kept, len(self._held)), self._held.labels)
+
+    def costs(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """The error of the logits, by layer, if that layer alone is quantised."""
+        names, costs = list(quantization.layers(self._model)), {}
+        with console.progress(len(names), "layer", "cost in int8") as bar:
+            for name in names:
+                after = self._outputs(limits, [each for each in names if each != name], COST)
+                costs[name] = min(error(self._before[:COST], after), 1e300)  # what a record can hold
+                bar.update()
+        return costs
+
+    def _outputs(self, limits: Mapping[str, float], kept: Iterable[str], n: int) -> np.ndarray:
+        model = quantization.quantize(self._model, limits, list(kept))
+        return graphs.outputs(model, self._held.images[:n], self._name)
+
+
+def options(folded: Artifact, *, data: str | None, **_: Any) -> dict[str, Any]:
+    """Return what the file depends on besides the folded one."""
+    return recorded(images(folded, data, "train"), images(folded, data))
+
+
+def show(quantized: Artifact) -> None:
+    """Print what is in int8, what was left in float16 and why, and how the held-out images are answered."""
+    facts = quantized.facts
+    rows = [[each.name, "int8" if each.int8 else "float16", f"{each.cost:.2g}"] for each in facts.layers]
+    console.table(["layer", "computes in", "logits' error alone"], rows, title=f"limits by {facts.method}")
+    console.result(
+        f"{facts.correct:,} of {facts.held_out:,} held-out training images right, float32 {facts.correct_before:,}, "
+        f"McNemar p = {facts.p:.3g}; {facts.weights:,} weights in int8, {facts.scales:,} scales"
+    )
