@@ -157,8 +157,8 @@ def run(
     """Run every stage whose parents or options aren't those on record; yields each artifact and MADE or FRESH.
 
     Everything downstream of a stage that ran is rerun, even if its output is identical: measurements from another
-    machine do not count here. `without` names stages to leave out; `options` are those of all stages, by name. An artifact that fails a check, such as a
-    verification, says so in its facts, and the later stages run nevertheless.
+    machine do not count here. `without` names stages to leave out; `options` are those of all stages, by name. An
+    artifact that fails a check, such as a verification, says so in its facts, and the later stages run nevertheless.
     """
     from pipeline.stages import check
 

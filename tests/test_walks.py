@@ -67,7 +67,7 @@ def assert_proven(out: Path, norms: int, left: int) -> None:
     assert compute and all(layer.inputs[0] == layer.outputs[0] == "HALF" for layer in compute)
     rows = manifest.read(out / "verification.json").facts.rows
     assert {row.form for row in rows} == {
-        f"colours{end}" for end in (".safetensors", ".unfolded.onnx", ".onnx", ".fp16.onnx")
+        f"colours{end}" for end in (".safetensors", ".unfolded.onnx", ".onnx", ".fp16.onnx", ".int8.onnx")
     }
     assert all(row.finite for row in rows)
 
@@ -237,11 +237,18 @@ def test_caffe2s_networks_are_adopted_folded_and_halved(tmp_path, name):
     adopted = command("adopt", tmp_path / f"{name}.onnx", *words, "--data", tmp_path / "set.npz", *out)
     assert adopted.returncode == 0, adopted.stderr
     data = ["--data", tmp_path / "set.npz"]
-    for stage in (["fold", *data], ["half", "--headroom", "2", *data], ["build", "--runtime", "tensorrt-rtx"]):
+    for stage in (
+        ["fold", *data],
+        ["half", "--headroom", "2", *data],
+        ["quantize", *data],
+        ["build", "--runtime", "tensorrt-rtx"],
+    ):
         ran = command(*stage, *out)
         assert ran.returncode == 0, ran.stderr[-2000:]
     folded = manifest.read(tmp_path / f"out/{name}.onnx")
     assert folded.facts.difference < 1e-4 and "BatchNormalization" not in folded.facts.operators
+    quantised = manifest.read(tmp_path / f"out/{name}.int8.onnx")
+    assert quantised.bytes < 0.3 * folded.bytes and sum(each.int8 for each in quantised.facts.layers) >= 5
     engine = manifest.read(tmp_path / f"out/{name}.engine").facts
     assert all("FLOAT" not in {*layer.inputs, *layer.outputs} for layer in engine.layers if layer.type != "CAST")
 

@@ -55,8 +55,8 @@ class Commands(click.Group):
 def cli() -> None:
     """Take a trained image classifier to an edge GPU without losing accuracy on the way, and prove it.
 
-    train → export → fold → half, quantize → build → verify → bench: `pipeline run` does all of it; `pipeline ship` makes a
-    release. An .onnx from elsewhere enters by `pipeline adopt`.
+    train → export → fold → half, quantize → build → verify → bench: `pipeline run` does all of it; `pipeline ship`
+    makes a release. An .onnx from elsewhere enters by `pipeline adopt`.
     """
 
 

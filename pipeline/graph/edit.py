@@ -30,7 +30,7 @@ def store(model: ModelProto, values: Mapping[str, np.ndarray]) -> None:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, value in values.items():
         tensor = tensors[name] if name in tensors else model.graph.initializer.add()
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, order="C"), name))
 
 
 def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:

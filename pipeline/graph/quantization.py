@@ -1,8 +1,8 @@
 """INT8 graphs by explicit QuantizeLinear and DequantizeLinear: where they go, and the scales.
 
 The scheme of TensorRT's explicit quantisation: symmetric, zero point 0, one scale a tensor of activations and one an
-output channel of weights; q = clip(round(x / scale), -127, 127), ties to even. Source: NVIDIA, TensorRT documentation,
-"Working with Quantized Types"; Wu et al., Integer Quantization for Deep Learning Inference (arXiv 2004.09602), section 3.
+output channel of weights; q = clip(round(x / scale), -127, 127), ties to even. Sources: NVIDIA, TensorRT documentation,
+"Working with Quantized Types"; Wu et al., Integer Quantization for Deep Learning Inference (arXiv 2004.09602), 3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import console
-from pipeline.graph import edit, float16, load, metadata, run
+from pipeline.graph import edit, float16, metadata, run
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def histograms(model: ModelProto, images: np.ndarray) -> dict[str, tuple[np.ndar
     del watched.graph.output[:]
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     session = run.session(watched, "calibration")
-    image, largest, counts = session.get_inputs()[0].name, dict.fromkeys(names, 0.0), {}
+    image, largest = session.get_inputs()[0].name, dict.fromkeys(names, 0.0)
+    counts = {name: np.zeros(BINS, np.int64) for name in names}
     with console.progress(2 * len(images), "image", "calibration") as bar:
         for second in (False, True):  # the largest magnitudes first, then the counts
             for batch in run.batches(images, 50):
@@ -54,7 +55,7 @@ def histograms(model: ModelProto, images: np.ndarray) -> dict[str, tuple[np.ndar
                     size = np.abs(values).ravel()
                     if second:
                         bins = np.minimum(size * np.float32(BINS / (largest[name] or 1)), BINS - 1).astype(np.int64)
-                        counts[name] = counts.get(name, 0) + np.bincount(bins, minlength=BINS)
+                        counts[name] += np.bincount(bins, minlength=BINS)
                     else:
                         largest[name] = max(largest[name], float(size.max(initial=0)))
                 bar.update(len(batch))

@@ -132,7 +132,7 @@ def _arithmetic(graph: GraphProto, optimised: Path | None) -> str:
     types = {tensor.name: tensor.data_type for tensor in ran.initializer}
     for node in ran.node:
         if node.op_type in ("Cast", "DequantizeLinear"):
-            types[node.output[0]] = node.attribute[0].i if node.op_type == "Cast" else types[node.input[1]]
+            types[node.output[0]] = node.attribute[0].i if node.op_type == "Cast" else types.get(node.input[1])
     compute = [node for node in ran.node if any(part in node.op_type for part in _COMPUTE)]
     used = element({types.get(node.input[3 if node.op_type == "QLinearConv" else 1]) for node in compute})
     return used if used == stored else f"{used} on {stored} weights"

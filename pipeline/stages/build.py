@@ -17,11 +17,14 @@ from pipeline.records.forms import Engine
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Out, card, output
 from pipeline.tensorrt import bindings as library
-from pipeline.tensorrt import builder, cuda
+from pipeline.tensorrt import builder, cuda, precision
 
 KIND, FILE = "engine", "{model}.engine"
-ALSO = {"folded": "{model}.fp32.engine"}  # kinds taken besides the chain's, and the file made of each
-ELEMENTS = {"half": "HALF", "folded": "FLOAT"}
+ALSO = {
+    "folded": "{model}.fp32.engine",
+    "int8": "{model}.int8.engine",
+}  # kinds taken besides the chain's, and the file made of each
+ELEMENTS = {"half": "HALF", "folded": "FLOAT", "int8": "INT8"}
 TARGETS = "sm86,sm89,sm120"  # Ampere, Ada, Blackwell: what tensorrt-rtx builds for by default
 
 
@@ -48,7 +51,7 @@ def run(
         Path | None, "tensorrt: folder of kernels' timings, which make the next build faster; by default the user's."
     ] = None,
 ) -> Artifact:
-    """Compile the float16 ONNX file to a TensorRT engine; or the float32 one, to compare with, if it is named.
+    """Compile the float16 ONNX file to a TensorRT engine; or, if it is named, the int8 one or the float32 one.
 
     Strongly typed: TensorRT takes the precision that the file has, and doesn't choose one. Before the build every
     layer of the parsed network is checked; one in another precision fails the build and is named. An engine belongs to
@@ -77,8 +80,9 @@ def run(
     plan = {name: value for name, value in chosen.items() if name not in ("runtime", "version")}
     content = onnx_file.load(half).SerializeToString(deterministic=True)
     source, element = str(half.path), ELEMENTS[half.kind]
-    start = time.perf_counter()
-    engine, layers = builder.build(source, content, element, bindings, builder.Plan(**plan, timing_cache=cache))
+    integers = sum(each.int8 for each in half.facts.layers) if element == "INT8" else 0
+    compiling, start = builder.Plan(**plan, timing_cache=cache), time.perf_counter()
+    engine, layers = builder.build(source, content, element, bindings, compiling, integers)
     seconds = round(time.perf_counter() - start, 3)
     inspected = builder.inspect(source, engine, element, bindings, version_compatible) if gpu else None
     return manifest.write(
@@ -163,9 +167,12 @@ def show(engine: Artifact) -> None:
     title = f"{made['runtime']} {made['version']}, batches of 1 to {made['max_batch']}, tuned for {made['opt_batch']}"
     console.table(["layer", "name", "in", "out"], rows, title=title, spare=("name",))
     between = [layer for layer in facts.layers if layer.type != "CAST"]
+    if facts.element == "INT8":  # of which the others are in float16
+        between = [layer for layer in between if layer.type in precision.MULTIPLY]
     right = sum(facts.element in (*layer.inputs, *layer.outputs) for layer in between)
+    what = "products" if facts.element == "INT8" else "layers between the casts"
     target = facts.gpu.name if facts.gpu else ", ".join(made["targets"])
     console.result(
-        f"{right} of {len(between)} layers between the casts compute in {facts.element}; built for {target} "
+        f"{right} of {len(between)} {what} compute in {facts.element}; built for {target} "
         f"in {facts.build_seconds:.1f} s"
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline import console
 from pipeline.data import imagesets
-from pipeline.errors import CheckFailed
+from pipeline.errors import CheckFailed, UsageError
 from pipeline.graph import float16, load, quantization
 from pipeline.graph import run as graphs
 from pipeline.measure import statistics
@@ -38,9 +38,9 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
     """
     model, train, test = load.load(folded), images(folded, data, "train"), images(folded, data)
     if not quantization.layers(model):
-        raise CheckFailed(
-            f"{folded.path}: has no convolution or matrix product with constant weights: nothing for int8"
-        )
+        raise CheckFailed(f"{folded.path}: expected a convolution or matrix product with constant weights, for int8")
+    if len(train) < 2:
+        raise UsageError(f"{train.name}: has {len(train)} training image: expected 2 or more, some to choose by")
     card, name = folded.facts.model, f"{folded.path}, quantised"
     share = min(HELD_OUT, len(train) // 2)
     fit, held = imagesets.split(data or card.data, card.input, card.classes, share, CALIBRATION)

@@ -38,16 +38,19 @@ class Plan:
     timing_cache: Path | None = None  # file that is read and written
 
 
-def build(source: str, content: bytes, element: str, bindings: Any, plan: Plan) -> tuple[bytes, list[EngineLayer]]:
+def build(
+    source: str, content: bytes, element: str, bindings: Any, plan: Plan, integers: int = 0
+) -> tuple[bytes, list[EngineLayer]]:
     """Compile the serialised ONNX model of a file, `source`; return the serialised engine and the parsed layers.
 
-    All arithmetic must be in `element`, "HALF" or "FLOAT". Raises CheckFailed if TensorRT rejects the graph or a layer
+    All arithmetic must be in `element`, "HALF" or "FLOAT"; with "INT8", so many convolutions and matrix products,
+    `integers`, must be in that, and the rest in HALF. Raises CheckFailed if TensorRT rejects the graph or a layer
     computes in another type, UsageError if this machine can't follow the plan.
     """
     log = library.logger(bindings)
     builder = bindings.Builder(log)
     network, layers = _parsed(content, source, builder, bindings, log)
-    precision.assert_parsed(source, layers, element)
+    precision.assert_parsed(source, layers, element, integers)
     config = _config(builder, network, bindings, plan)
     with console.progress(None, "step", "engine") as bar:
         monitor = _monitor(bindings, bar)  # must outlive the build
@@ -82,7 +85,7 @@ def _parsed(
             where = " ".join(filter(None, (error.node_name(), error.node_operator())))
             problems.append(f"node {error.node()} ({where}): {' '.join(error.desc().split())}")
         raise CheckFailed(f"{source}: TensorRT can't take it: {'; '.join(problems)}")
-    return network, [precision.parsed(network.get_layer(index)) for index in range(network.num_layers)]
+    return network, precision.parsed(network)
 
 
 def _config(builder: trt.Builder, network: trt.INetworkDefinition, bindings: Any, plan: Plan) -> trt.IBuilderConfig:

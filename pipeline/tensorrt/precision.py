@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline import console
@@ -14,15 +14,27 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 FLOATS = {"FLOAT", "HALF", "BF16", "FP8", "FP4"}
-WORDS = {"HALF": ("half", "fp16"), "FLOAT": ("float", "fp32")}  # what an element type is called in data formats
+MULTIPLY = ("CONVOLUTION", "MATRIX_MULTIPLY")
+QUANTISING = ("QUANTIZE", "DEQUANTIZE", "CONSTANT")  # whose scales the parser keeps in FLOAT
+# What an element type is called in data formats; a quantised network keeps some layers in float16.
+WORDS = {"HALF": ("half", "fp16"), "FLOAT": ("float", "fp32"), "INT8": ("int8", "half", "fp16")}
 
 
-def parsed(layer: trt.ILayer) -> EngineLayer:
-    """Describe a layer of the parsed network, with the element types of its inputs and outputs."""
+def parsed(network: trt.INetworkDefinition) -> list[EngineLayer]:
+    """Describe the layers of the parsed network, with the element types of their inputs and outputs.
+
+    What multiplies is said to read what its DEQUANTIZE layers read, since TensorRT computes on that.
+    """
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    before = {each.get_output(0).name: each.get_input(0).dtype for each in layers if each.type.name == "DEQUANTIZE"}
+    return [_parsed(layer, before if layer.type.name in MULTIPLY else {}) for layer in layers]
+
+
+def _parsed(layer: trt.ILayer, before: Mapping[str, trt.DataType]) -> EngineLayer:
 
     def types(get: Callable[[int], trt.ITensor | None], count: int) -> list[str]:
         tensors = [get(index) for index in range(count)]
-        return [tensor.dtype.name for tensor in tensors if tensor is not None]
+        return [before.get(tensor.name, tensor.dtype).name for tensor in tensors if tensor is not None]
 
     return EngineLayer(
         name=layer.name,
@@ -32,19 +44,26 @@ def parsed(layer: trt.ILayer) -> EngineLayer:
     )
 
 
-def assert_parsed(source: str, layers: list[EngineLayer], element: str) -> None:
-    """Raise CheckFailed unless all floats of every layer but the casts are in `element`, and one layer multiplies."""
-    wrong = []
+def assert_parsed(source: str, layers: list[EngineLayer], element: str, integers: int = 0) -> None:
+    """Raise CheckFailed unless all floats of every layer but the casts are in `element`, and one layer multiplies.
+
+    Of "INT8", unless `integers` layers multiply in it and all others are in HALF.
+    """
+    quantised, wrong = element == "INT8", []
+    passed = ("CAST", *QUANTISING) if quantised else ("CAST",)
     for each in layers:
-        others = FLOATS & {*each.inputs, *each.outputs} - {element}
-        if each.type != "CAST" and others:
+        others = FLOATS & {*each.inputs, *each.outputs} - {"HALF" if quantised else element}
+        if each.type not in passed and others:
             wrong.append(f"{each.type} {each.name} is in {'/'.join(sorted(others))}")
     if wrong:
         raise CheckFailed(f"{source}: expected every layer to compute in {element}, received {'; '.join(wrong)}")
-    if not any(each.type in ("CONVOLUTION", "MATRIX_MULTIPLY") for each in layers):
+    if not any(each.type in MULTIPLY for each in layers):
         raise CheckFailed(
             f"{source}: expected a network with convolutions or matrix products, received {len(layers)} other layers"
         )
+    received = sum(each.type in MULTIPLY and each.inputs[:2] == ["INT8", "INT8"] for each in layers)
+    if quantised and received != integers:
+        raise CheckFailed(f"{source}: expected {integers} convolutions or matrix products in INT8, received {received}")
 
 
 def inspected(report: str) -> list[EngineLayer]:
