@@ -80,7 +80,7 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
         correct=score.correct,
         p=score.p,
         failures=[
-            f"{name}: in int8 it is worse than in float32, whatever but one layer stays in float16: {score.lost} more "
+            f"{name}: in int8 it is worse than in float32, even with all layers but one in float16: {score.lost} more "
             f"errors and {score.won} fewer on {held.name}, McNemar p = {score.p:.3g}; {dearest} costs most"
         ]
         * score.worse,

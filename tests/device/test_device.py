@@ -39,7 +39,7 @@ def test_doctor_finds_what_a_stage_lacks(monkeypatch):
     rows = {row.what: row for row in doctor.run().facts.able}
     assert rows["pipeline train"].missing == ["torch"] and ".[host]" in rows["pipeline train"].remedy
     assert ".[host,sweep]" in rows["pipeline sweep"].remedy
-    assert rows["run unfolded, folded, half in onnxruntime"].ready and not rows["run checkpoint in pytorch"].ready
+    assert rows["run unfolded, folded, half, int8 in onnxruntime"].ready and not rows["run checkpoint in pytorch"].ready
 
 
 def test_files_need_what_they_import():
@@ -59,7 +59,7 @@ def test_deploy_without_a_gpu_says_so_and_proves_the_files(chain, few, tmp_path)
     low, high = report.facts.rows[0].interval
     assert f"{low:.2%} – {high:.2%}" in result.stdout and "{" not in result.stdout
     assert report.facts.no_engine and report.facts.data.images == 500
-    assert {row.form for row in report.facts.rows} == {"mnist_cnn.onnx", "mnist_cnn.fp16.onnx"}
+    assert {row.form for row in report.facts.rows} == {f"mnist_cnn{end}.onnx" for end in ("", ".fp16", ".int8")}
     assert all(timed.microseconds["p50"] > 0 for row in report.facts.rows for timed in row.latency)
     for name in ("verification.json", "latency.json"):
         assert report.parents[name] == disk.digest(tmp_path / name)

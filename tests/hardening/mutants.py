@@ -1,4 +1,4 @@
-"""The rules of export, fold, half and verify broken on purpose, one at a time: a check must fail, and name what it is.
+"""The rules of the stages from export to verify broken on purpose, one at a time: a check must fail, and name what it is.
 
 A mutant is a line of a stage's source replaced. Then the chain is run from the checkpoint on, or every attempt of
 `gate.py` to fool the gate is made; a mutant that gets through all of it unnoticed has shown a missing check.
@@ -16,7 +16,7 @@ from tests.hardening import Place, Row
 
 ROOT = Path(__file__).parents[2]
 EXPORT, HALF, VERIFY = (f"pipeline/stages/{name}.py" for name in ("export", "half", "verify"))
-PASSES, FLOAT16 = "pipeline/graph/passes.py", "pipeline/graph/float16.py"
+PASSES, FLOAT16, QUANTISATION = (f"pipeline/graph/{name}.py" for name in ("passes", "float16", "quantization"))
 LOGIT = "folded: a logit differs by"
 EXPORTED = "exported, a logit differs by"
 WRONG = (  # what, file, old, new, words of the check's message when the chain is run
@@ -42,6 +42,9 @@ WRONG = (  # what, file, old, new, words of the check's message when the chain i
      "if tensor.name not in wide and len(tensor.dims) != 1]", "is not a valid ONNX graph"),
     ("a weight is scaled past float16", FLOAT16, "numpy_helper.to_array(tensor).astype(dtype)",
      "(numpy_helper.to_array(tensor) * 1e6).astype(dtype)", "it overflows"),
+    ("weights are quantised by half their scale", QUANTISATION, "np.rint(values[weight] / _scale(largest))",
+     "np.rint(values[weight] / _scale(largest) / 2)", "in int8 it is worse"),
+    ("a scale is for each input channel", QUANTISATION, "axis=axis)]", "axis=1 - axis)]", "ONNX Runtime can't"),
     ("every answer counts as right", VERIFY, "correct = predictions == labels",
      "correct = predictions == predictions",
      "right when shipped: expected"),
@@ -70,7 +73,7 @@ from pipeline.errors import CheckFailed
 from pipeline.graph import load, passes
 from pipeline.records import manifest
 from pipeline.release.report import measures
-from pipeline.stages import export, fold, half, verify
+from pipeline.stages import export, fold, half, quantize, verify
 chain, data, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 checkpoint = manifest.read(chain / "mnist_cnn.safetensors")
 card = checkpoint.facts.model
@@ -96,7 +99,10 @@ fold.run(made, out=out / "other", data=test)
 
 folded = fold.run(unfolded, out=out, data=test)
 fp16 = half.run(folded, out=out, data=train)
-proof = verify.run(checkpoint, unfolded, folded, fp16, out=out, data=test, gate=0.8)
+int8 = quantize.run(folded, out=out, data=train)
+if int8.facts.failures:
+    raise CheckFailed("; ".join(int8.facts.failures))
+proof = verify.run(checkpoint, unfolded, folded, fp16, int8, out=out, data=test, gate=0.8)
 if proof.facts.failures:
     raise CheckFailed("; ".join(proof.facts.failures))
 if again := measures.against(measures.answers([folded, fp16], few), few, proof, 0.8):
@@ -116,7 +122,7 @@ sys.exit("; ".join(failures) or 0)
 
 def run(place: Place, scale: float) -> list[Row]:
     """Each mutant once (in the short form every third); and the unbroken chain, which must pass."""
-    row = Row("mutants", "a rule of export, fold, half or verify broken")
+    row = Row("mutants", "a rule of export, fold, half, quantize or verify broken")
     control = Row("mutants", "unbroken, as a control")
     failed = _error(place, CHAIN, None)
     control.note(failed and f"unbroken: {failed}")

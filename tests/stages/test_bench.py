@@ -24,6 +24,7 @@ def test_every_form_is_measured_at_every_batch_size(latency):
     measured = {(row["form"], row["runtime"], row["batch"]) for row in latency["rows"]}
     forms = [("mnist_cnn.safetensors", "pytorch"), ("mnist_cnn.unfolded.onnx", "onnxruntime")]
     forms += [("mnist_cnn.onnx", "onnxruntime"), ("mnist_cnn.fp16.onnx", "onnxruntime")]
+    forms += [("mnist_cnn.int8.onnx", "onnxruntime")]
     assert measured == {(*form, 1) for form in forms}
 
 
