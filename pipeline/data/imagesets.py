@@ -16,6 +16,7 @@ from pipeline import console
 from pipeline.data import idx, mnist, sources
 from pipeline.errors import UsageError
 
+MNIST = {"train": "MNIST training set", "test": "MNIST test set"}
 HOLD_OUT_SEED = 2026  # the same images are held out whatever the training's seed
 
 
@@ -54,24 +55,24 @@ def load(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -
     UsageError if the source has no such part, or if images or labels do not fit the model.
     """
     images, labels, name = sources.read(source, part, shape, classes)
-    channels, height, width = shape
+    where, (channels, height, width) = f"--data {source}, {part} images", shape
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[1:] == (height, width, channels) != tuple(shape):
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8 or images.shape[1:] != tuple(shape):
         expected = f"expected uint8 [n, {channels}, {height}, {width}]"
-        raise UsageError(f"{name}: images are {images.dtype} {list(images.shape)}: {expected}")
+        raise UsageError(f"{where}: images are {images.dtype} {list(images.shape)}: {expected}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UsageError(f"{name}: labels are {labels.dtype} {list(labels.shape)}: expected integers [n]")
+        raise UsageError(f"{where}: labels are {labels.dtype} {list(labels.shape)}: expected integers [n]")
     if not len(images) or len(labels) != len(images):
-        raise UsageError(f"{name}: has {len(images)} images and {len(labels)} labels: expected as many, 1 or more")
+        raise UsageError(f"{where}: has {len(images)} images and {len(labels)} labels: expected as many, 1 or more")
     if labels.min() < 0 or labels.max() >= len(classes):
-        raise UsageError(f"{name}: labels go from {labels.min()} to {labels.max()}: expected 0 to {len(classes) - 1}")
+        raise UsageError(f"{where}: labels go from {labels.min()} to {labels.max()}: expected 0 to {len(classes) - 1}")
     loaded = ImageSet(name, part, np.ascontiguousarray(images), labels.astype(np.int64))
     if list(loaded.digests.values()) != [mnist.FILES[each] for each in mnist.names(part)]:
         return loaded
-    return dataclasses.replace(loaded, name="MNIST training set" if part == "train" else "MNIST test set")
+    return dataclasses.replace(loaded, name=MNIST[part])
 
 
 def split(

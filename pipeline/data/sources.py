@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def read(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -
 
     Only sources that are named so are ever fetched. Raises UsageError for a source that has no such part.
     """
-    name = f"{source}, {part} images"
+    name = f"{public(source)}, {part} images"
     if source == "mnist":
         return *mnist.load(ROOT, part), name
     if source.startswith(TORCHVISION):
@@ -49,6 +50,12 @@ def read(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -
         return *_class_folders(path / part, shape, classes), name
     listed = ", ".join(sorted(each.name for each in path.iterdir())[:5]) or "nothing"
     raise UsageError(f"--data {source}: has no {part} images: expected {EXPECTED}; it has {listed}")
+
+
+def public(source: str) -> str:
+    """Return what to call a source in what others get: the last part alone of a path, which may name people."""
+    name = Path(os.path.abspath(source)).name
+    return f"{name}/" if name == "mnist" != source else name  # a folder of that name is not MNIST
 
 
 def has_training_images(source: str) -> bool:

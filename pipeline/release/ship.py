@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
+
 import pipeline
 from pipeline import console
-from pipeline.data import imagesets
+from pipeline.data import imagesets, sources
 from pipeline.data.imagesets import ImageSet
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.machine import extras as installs
@@ -59,6 +62,7 @@ def run(
     split, reference = images(form, data), form.facts.reference
     if split.digests != reference.digests:
         raise UsageError(f"--data {data or model.data}: is {split.name}: expected {reference.name}")
+    contents.forms, contents.ancestors = list(map(_public, contents.forms)), list(map(_public, contents.ancestors))
     answers = measures.answers(contents.forms, split)
     if contents.verification and not contents.against:
         contents.against = measures.against(answers, split, contents.verification, model.gate)
@@ -102,6 +106,12 @@ def run(
 def _refuse(folder: Path, contents: Contents, unverified: bool) -> None:
     if contents.against and not unverified:
         raise CheckFailed(f"{folder}: {'; '.join(contents.against)}; --unverified ships it, marked as such")
+
+
+def _public(form: Artifact) -> Artifact:
+    """The artifact with its image set's name instead of a path on this machine."""
+    card = msgspec.structs.replace(form.facts.model, data=sources.public(form.facts.model.data))
+    return dataclasses.replace(form, facts=msgspec.structs.replace(form.facts, model=card))
 
 
 def _folder(contents: Contents, split: ImageSet, answers: measures.Answers) -> dict[str, bytes]:

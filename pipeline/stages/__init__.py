@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pipeline.commands import Module, with_defaults
+from pipeline.errors import UsageError
 from pipeline.graph import load, metadata
 from pipeline.records import code, manifest
 from pipeline.records.forms import Graph
@@ -100,7 +101,12 @@ def images(parent: Artifact, data: str | None, part: str = "test") -> ImageSet:
     from pipeline.data import imagesets
 
     card = parent.facts.model
-    return imagesets.load(data or card.data, part, card.input, card.classes)
+    try:
+        return imagesets.load(data or card.data, part, card.input, card.classes)
+    except UsageError as error:
+        if data:
+            raise
+        raise UsageError(f"{error}; {parent.path} names that set: give --data to say where it is") from error
 
 
 def recorded(*measured: ImageSet, **options: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
 from pipeline import console
@@ -81,6 +82,7 @@ def run(
     trained = check.model(model)
     train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
     chosen["images"] = train.digests
+    source = "mnist" if train.name == imagesets.MNIST["train"] else data or trained.data
     kept = out / SNAPSHOT.format(model=model)
     network, predictions, history = _epochs(Trainer.of(chosen), train, measured, kept, chosen, resume)
     import safetensors.torch
@@ -91,7 +93,7 @@ def run(
     parents = {path.name: hashlib.sha256(content).hexdigest()}
     manifest.write(out / HISTORY.format(model=model), _table(history), facts=History(), parents=parents, **how)
     facts = Checkpoint(
-        model=trained.card(model),
+        model=msgspec.structs.replace(trained.card(model), data=source),
         reference=_reference(measured, predictions),
         layers=models.layers(network, trained.input),
         batch_norms=sum("BatchNorm" in type(each).__name__ for each in network.modules()),

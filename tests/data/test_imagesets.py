@@ -166,8 +166,19 @@ def test_an_idx_set_other_than_mnist_is_itself(digits, tmp_path):
         (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx.file(255 - digits.images[:n, 0]))
         (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(idx.file(digits.labels[:n].astype(np.uint8)))
     images = load(tmp_path, "test", GREY, DIGITS)
-    assert len(images) == 20 and "MNIST" not in images.name and str(tmp_path) in images.name
+    assert len(images) == 20 and "MNIST" not in images.name and images.name == f"{tmp_path.name}, test images"
     assert len(load(tmp_path, "train", GREY, DIGITS)) == 30
+
+
+def test_a_source_is_called_by_its_last_part_alone():
+    names = {
+        "mnist": "mnist",
+        "torchvision:CIFAR10": "torchvision:CIFAR10",
+        "/home/me/mnist": "mnist/",
+        "a/b.npz": "b.npz",
+    }
+    assert {source: sources.public(source) for source in names} == names
+    assert sources.public(".") == Path.cwd().name
 
 
 def test_images_of_the_sources_own_training_set_are_noticed(pets, capsys):

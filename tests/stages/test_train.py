@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import stages
 from pipeline.data import imagesets
 from pipeline.errors import CheckFailed, PipelineError, UsageError
 from pipeline.records import manifest
+from pipeline.release import ship
 from pipeline.stages import train
 from pipeline.training import recipe
 from pipeline.training import resume as snapshots
 from pipeline.training.trainer import Trainer
-from tests.support import DIGITS, command, flip, one_line, started
+from tests.support import DATA, DIGITS, command, flip, one_line, started
 
 OPTIONS = ["--epochs", "2", "--limit", "2500", "--step-size", "1", "--seed", "3"]
 HOW = {"device": "cpu", "precision": "float32", "train_threads": 1}
@@ -39,6 +41,22 @@ def test_the_checkpoint_is_traced_to_the_pixels(chain, few):
     assert made.facts.test_accuracy > 0.85
     shown = json.loads(command("show", made.path).stdout)
     assert shown["kind"] == "checkpoint" and shown["options"] == made.options
+
+
+def test_the_card_names_the_images_that_were_trained_on_and_a_release_no_path(few, tmp_path):
+    data = tmp_path / "some.npz"
+    data.write_bytes(few.read_bytes())
+    made = train.run("mnist_cnn", out=tmp_path, data=str(data), epochs=1, limit=64, train_threads=1)
+    assert made.facts.model.data == str(data) and stages.images(made, None).digests == made.facts.reference.digests
+    assert ship._public(made).facts.model.data == "some.npz" and made.facts.reference.name == "some.npz"
+    data.unlink()
+    with pytest.raises(UsageError, match=r"some\.npz: no such file.*mnist_cnn.* names that set: give --data"):
+        stages.images(made, None)
+
+
+def test_mnist_is_called_so_wherever_it_was_found(digits, tmp_path):
+    made = train.run("mnist_cnn", out=tmp_path, data=str(DATA), epochs=1, limit=64, train_threads=1)
+    assert made.facts.model.data == "mnist"
 
 
 def test_the_history_is_a_table(chain):
