@@ -111,9 +111,19 @@ def spoilt(images: ImageSet, trained_on: Iterable[str], shape: Sequence[int], cl
         console.say(f"{images.name}: not compared with training images: none found")
     for source in readable:
         trained = load(source, "train", shape, classes)
-        if shared := int(np.isin(rows, _rows(trained)).sum()):
+        if shared := _shared(images, trained):
             reasons.append(f"{images.name}: {shared} of {len(rows)} images are also in {trained.name}: expected none")
     return reasons
+
+
+def remark_shared(images: ImageSet, trained: ImageSet) -> None:
+    """Say on stderr how many images that a model is measured on are among those that it is trained on, if any are."""
+    if shared := _shared(images, trained):
+        console.say(f"{images.name}: {shared} of {len(images)} {images.part} images are among the training images")
+
+
+def _shared(images: ImageSet, trained: ImageSet) -> int:
+    return int(np.isin(_rows(images), _rows(trained)).sum())
 
 
 def _rows(images: ImageSet) -> np.ndarray:

@@ -62,6 +62,11 @@ def has_training_images(source: str) -> bool:
     """Tell whether a source has training images that can be read without fetching anything."""
     if source == "mnist":
         return mnist.find(ROOT, "train") is not None
+    if source.startswith(TORCHVISION):
+        try:
+            return bool(_dataset(source.removeprefix(TORCHVISION), "train", download=False))
+        except Exception:  # torchvision isn't here, or the set isn't
+            return False
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
         try:
@@ -134,6 +139,18 @@ def _class_folders(folder: Path, shape: Sequence[int], classes: Sequence[str]) -
 
 def _torchvision(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Read a data set of torchvision, which fetches it."""
+    try:
+        pairs = ((np.asarray(image), int(label)) for image, label in _dataset(name, part, download=True))
+        images, labels = zip(*pairs, strict=True)
+        return np.stack(images), np.array(labels)
+    except UsageError:
+        raise
+    except Exception as error:  # a mirror that can't be reached, an archive that is damaged, images of many sizes
+        raise UsageError(f"--data torchvision:{name}: torchvision can't read it: {reason(error)}") from error
+
+
+def _dataset(name: str, part: str, *, download: bool) -> Any:
+    """Open a data set of torchvision; RuntimeError, by torchvision, if it isn't there and isn't to be fetched."""
     import torchvision
 
     dataset: Any = getattr(torchvision.datasets, name, None)
@@ -141,9 +158,4 @@ def _torchvision(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     if "download" not in parameters or not {"train", "split"} & parameters.keys():
         raise UsageError(f"--data torchvision:{name}: expected a data set that torchvision fetches, such as CIFAR10")
     which = {"train": part == "train"} if "train" in parameters else {"split": part}
-    try:
-        loaded = dataset(str(ROOT / "torchvision"), download=True, **which)
-        images, labels = zip(*((np.asarray(image), int(label)) for image, label in loaded), strict=True)
-        return np.stack(images), np.array(labels)
-    except Exception as error:  # a mirror that can't be reached, an archive that is damaged, images of many sizes
-        raise UsageError(f"--data torchvision:{name}: torchvision can't read it: {reason(error)}") from error
+    return dataset(str(ROOT / "torchvision"), download=download, **which)

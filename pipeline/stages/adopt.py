@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from pipeline import console
-from pipeline.data import imagesets
+from pipeline.data import imagesets, sources
 from pipeline.errors import UsageError, reason
 from pipeline.graph import adopt, load, metadata, passes
 from pipeline.graph import run as graphs
@@ -70,6 +70,8 @@ def run(
     activation, original = adopt.last_activation(source), load.parse(content, str(file))
     model = passes.strip(adopt.adopt(source, card.mean, card.std, len(names), str(file)))
     split = imagesets.load(data, "test", card.input, card.classes)
+    if sources.has_training_images(data):
+        imagesets.remark_shared(split, imagesets.load(data, "train", card.input, card.classes))
     expected = _answers(original, card, channels_last, batch, split.images, str(file))
     logits = graphs.outputs(model, split.images, str(file))
     difference = graphs.check_same(

@@ -81,6 +81,7 @@ def run(
     chosen = recipes.options(**locals())
     trained = check.model(model)
     train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
+    imagesets.remark_shared(measured, train)
     chosen["images"] = train.digests
     source = "mnist" if train.name == imagesets.MNIST["train"] else data or trained.data
     kept = out / SNAPSHOT.format(model=model)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.data import idx, imagesets, mnist, sources
 from pipeline.errors import UsageError
+from pipeline.stages import train
 from tests.support import DIGITS, command, one_line
 
 SHAPE, PETS = (3, 16, 20), ("cat", "dog")
@@ -192,6 +193,17 @@ def test_images_of_the_sources_own_training_set_are_noticed(pets, capsys):
     assert "not compared with training images" in capsys.readouterr().err
 
 
+def test_test_images_among_the_training_images_are_remarked(few, tmp_path, capsys):
+    with np.load(few) as file:
+        arrays = {**file}
+    arrays["test_images"][:7] = arrays["train_images"][:7]
+    np.savez(tmp_path / "mixed.npz", **arrays)
+    for data, expected in ((few, False), (tmp_path / "mixed.npz", True)):
+        train.run("mnist_cnn", out=tmp_path, data=str(data), epochs=1, limit=64, train_threads=1)
+        said = "mixed.npz: 7 of 500 test images are among the training images"
+        assert (said in capsys.readouterr().err) is expected
+
+
 def test_held_out_images_are_always_the_same_and_not_trained_on(few):
     train, held = imagesets.split(str(few), GREY, DIGITS, 100, None)
     again, same = imagesets.split(str(few), GREY, DIGITS, 100, 50)
@@ -205,13 +217,20 @@ def test_torchvision_by_name(tmp_path, monkeypatch):
     """Its own class reads it; FakeData stands for a set that can be fetched."""
     import torchvision
 
+    fetched: list[bool] = []
+
     class Small(torchvision.datasets.FakeData):
         def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
-            assert download and root == str(tmp_path / "torchvision")
+            assert root == str(tmp_path / "torchvision")
+            if not download and not fetched:
+                raise RuntimeError("Dataset not found")
+            fetched.append(download)
             super().__init__(5 if train else 3, (3, 16, 20), 2)
 
     monkeypatch.setattr(torchvision.datasets, "Small", Small, raising=False)
     monkeypatch.setattr(sources, "ROOT", tmp_path)
+    assert not sources.has_training_images("torchvision:Small") and not fetched
     assert len(load("torchvision:Small", "train")) == 5 and load("torchvision:Small").images.shape == (3, *SHAPE)
+    assert sources.has_training_images("torchvision:Small") and not fetched[-1]
     with pytest.raises(UsageError, match="expected a data set that torchvision fetches"):
         load("torchvision:NoSuchSet")
