@@ -52,6 +52,9 @@ def fold(model: ModelProto) -> tuple[ModelProto, int]:
     """
     import onnxscript.optimizer
 
+    for node in model.graph.node:
+        while node.input[-1:] == [""]:  # an optional input that is left out; the optimiser takes it for a tensor
+            node.input.pop()
     try:
         optimised = onnxscript.optimizer.optimize(model)
     except Exception as error:  # the library's own exceptions share no narrower public base

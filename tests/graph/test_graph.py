@@ -246,6 +246,16 @@ def test_grey_that_is_repeated_behind_the_normalisation_stays_the_same():
     assert run.difference(expected, run.outputs(passes.fold(model)[0], images, "net")) < 1e-6
 
 
+def test_a_bias_that_is_left_out_by_an_empty_name_is_none():
+    two = np.full(1, 2, np.float32)
+    text = "n = Mul (x, w) c = Conv (n, k) m = BatchNormalization (c, w, w, w, w) logits = Flatten (m)"
+    model = graph(text, w=two, k=two.reshape(1, 1, 1, 1))
+    model.graph.node[2].input.append("")
+    images = pixels((1, 4, 4))
+    expected = run.outputs(model, images, "net")
+    assert run.difference(expected, run.outputs(passes.fold(model)[0], images, "net")) < 1e-6
+
+
 def test_a_batch_norm_whose_scale_is_computed_is_refused_by_name():
     one = np.ones(1, np.float32)
     text = "s = ReduceMax (x, a) g = Reshape (s, r) y = BatchNormalization (x, g, zero, zero, one) logits = Flatten (y)"
