@@ -79,7 +79,7 @@ def _refuse(model: ModelProto, name: str) -> None:
         "training graphs": {"training_info"} if model.training_info else set(),
         "sparse weights": {"sparse_initializer"} if model.graph.sparse_initializer else set(),
         "sparse tensors": {node.op_type for node in nodes for each in node.attribute if _is_sparse(each)},
-        "operators in training mode": {node.op_type for node in nodes if attribute(node, "training_mode", 0)},
+        "operators in training mode": {node.op_type for node in nodes if _trains(node, model)},
         "subgraphs": {node.op_type for node in nodes for each in node.attribute if each.HasField("g") or each.graphs},
         "weights outside the file": {each.name for each in tensors if each.external_data or each.data_location == 1},
     }
@@ -87,6 +87,18 @@ def _refuse(model: ModelProto, name: str) -> None:
         if names:
             listed = ", ".join(sorted(names))[:300]
             raise CheckFailed(f"{name}: has {problem}: {listed}; expected a plain graph of standard ONNX operators")
+
+
+def _trains(node: NodeProto, model: ModelProto) -> bool:
+    """Tell whether a node computes as in training: it says so, or it gives a batch's statistics, as before opset 14."""
+    if attribute(node, "training_mode", 0) or (node.op_type == "BatchNormalization" and any(node.output[1:])):
+        return True
+    if node.op_type != "Dropout" or len(node.input) < 3:
+        return False
+    modes = [tensor for tensor in model.graph.initializer if tensor.name == node.input[2]]
+    modes += [a.t for each in model.graph.node if node.input[2] in each.output for a in each.attribute]
+    # As stored: to read a tensor may open another file, which is refused only after this.
+    return any(any(mode.raw_data) or any(mode.int32_data) for mode in modes)
 
 
 def _is_sparse(attribute: AttributeProto) -> bool:

@@ -213,6 +213,8 @@ FUNCTION = '<domain: "local", opset_import: ["" : 18]> F (a) => (b) { b = Identi
         ),
         (sparse(), "sparse tensors: Constant"),
         (graph(TRAINED, one=np.ones(1, np.float32), zero=np.zeros(1, np.float32)), "in training mode: BatchNorm"),
+        (graph("y = Dropout (x, r, on) logits = Flatten (y)", r=np.float32(0.5), on=True), "training mode: Dropout"),
+        (graph(TRAINED.replace("<training_mode = 1>", "")), "in training mode: BatchNorm"),  # as before opset 14
         (external(), "weights outside the file: w"),
         (graph(PLAIN, functions=FUNCTION), "model-local functions: F"),
         (
