@@ -184,9 +184,22 @@ def _second_input(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Identity", ["more"], ["unused"]))
 
 
+def _by_the_batch(model: onnx.ModelProto) -> None:
+    """Centre each channel by the batch's mean, as a BatchNorm in training mode would."""
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "n"
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    conv.output[0] = "uncentred"
+    model.graph.node.insert(1, helper.make_node("ReduceMean", ["uncentred"], ["m"], axes=[0, 2, 3]))
+    model.graph.node.insert(2, helper.make_node("Sub", ["uncentred", "m"], ["c"]))
+    numbers = next(each for each in model.graph.initializer if each.name == "s")
+    numbers.CopyFrom(numpy_helper.from_array(np.array([-1, 6]), "s"))
+
+
 @pytest.mark.parametrize(
     ("change", "words", "code", "expected"),
     [
+        (_by_the_batch, [], 1, "an answer depends on the batch's other images; alone it differs by"),
         (_half, [], 1, "has float16 weights already"),
         (_second_input, [], 1, "has 2 inputs"),
         (lambda model: model.opset_import[0].__setattr__("version", 6), [], 1, "operator set 6: expected 7 or later"),

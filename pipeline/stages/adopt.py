@@ -74,6 +74,8 @@ def run(
         imagesets.remark_shared(split, imagesets.load(data, "train", card.input, card.classes))
     expected = _answers(original, card, channels_last, batch, split.images, str(file))
     logits = graphs.outputs(model, split.images, str(file))
+    alone = np.concatenate([graphs.outputs(model, each[None], str(file)) for each in split.images[:4]])
+    graphs.check_same(logits[:4], alone, f"{file}: an answer depends on the batch's other images; alone it differs")
     difference = graphs.check_same(
         expected, _activated(logits, activation), f"{file}: adopted, an answer differs from the file's own"
     )
