@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 BATCH = 20  # images at once, since every activation of a batch is in memory; fewer where an image has many
 ACTIVATIONS = 20_000_000  # in memory at once
 TO_ZERO = 2.0**-25  # float16 rounds this and what is smaller to zero; IEEE 754 binary16, ties to even
-CONSTANT_INPUTS = {"Cast", "Constant", "Shape"}  # operators whose results are not activations
+UNMEASURED = {"Cast", "Constant", "Pad", "Shape"}  # no activations, or, but for a constant, the input's
 
 
 @dataclass
 class Range:
     """The values of one tensor: the largest magnitude, how many there were, and how many float16 rounds to zero.
 
-    A sum that an average pool divides counts before the division, as float16 has to hold it.
+    A sum that AveragePool divides counts before the division, as float16 has to hold it; one over the
+    whole image doesn't: its sum is taken to be float32's, as the twin's; in float16, many a network would overflow.
     """
 
     largest: float = 0.0
@@ -42,7 +43,7 @@ def ranges(model: ModelProto, images: np.ndarray) -> dict[str, Range]:
     from onnx import TensorProto, helper
 
     floats = load.of_type(model, TensorProto.FLOAT)
-    nodes = [n for n in model.graph.node if n.op_type not in CONSTANT_INPUTS and n.output[0] in floats]
+    nodes = [n for n in model.graph.node if n.op_type not in UNMEASURED and n.output[0] in floats]
     measured = {node.output[0]: Range(images=len(images)) for node in nodes}
     watched = copy.deepcopy(model)
     del watched.graph.output[:]

@@ -39,12 +39,12 @@ def run(
     """
     expect(headroom=headroom)
     model, train, test = load.load(folded), images(folded, data, "train"), images(folded, data)
-    ranges = calibration.ranges(model, train.images)
-    margins = _margins(str(folded.path), model, ranges, headroom)
+    sizes = _weights(str(folded.path), model)
     name = f"{folded.path}, converted to float16"
     half = describe(float16.half(model), folded, name)
     if wide := float16.float32_nodes(half):
         raise CheckFailed(f"{name}: {', '.join(wide)} would still be float32")
+    margins = _margins(str(folded.path), sizes, calibration.ranges(model, train.images), headroom)
     twin = float16.rounded_twin(half)
     before, after = (graphs.outputs(each, test.images, name) for each in (model, twin))
     difference = graphs.difference(before, after)
@@ -74,29 +74,37 @@ def options(folded: Artifact, *, data: str | None, headroom: float, **_: Any) ->
     return recorded(images(folded, data, "train"), images(folded, data), headroom=headroom)
 
 
-def _margins(name: str, model: ModelProto, ranges: dict[str, calibration.Range], headroom: float) -> Margins:
-    """How far weights and activations stay from float16's limits. CheckFailed, by name, for what doesn't."""
-    weights = {name: value for name, value in edit.weights(model).items() if value.dtype == np.float32}
-    sizes = {name: np.abs(value[value != 0]) for name, value in weights.items()}
+def _weights(name: str, model: ModelProto) -> np.ndarray:
+    """The magnitudes of a graph's weights. CheckFailed, by name, for those that float16 can't hold.
+
+    What Clip or Pad alone reads isn't a weight: a bound or an edge of infinity, as float16 has it, does the same.
+    """
+    values, bounds = edit.weights(model), ("Clip", "Pad")
+    read = [name for n in model.graph.node for name in (n.input[:1] if n.op_type in bounds else n.input)]
+    weights = {n: values[n] for n in read if n in values and values[n].dtype == np.float32}
+    _refuse(name, "weights that are not finite numbers", [n for n, w in weights.items() if not np.isfinite(w).all()])
+    _refuse(name, f"weights over {LARGEST:g}", [n for n, w in weights.items() if (np.abs(w) > LARGEST).any()])
+    return np.concatenate([np.zeros(0, np.float32), *(np.abs(value).ravel() for value in weights.values())])
+
+
+def _refuse(name: str, problem: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 5} more" * (len(names) > 5)
+        raise CheckFailed(f"{name}: in float16 it would have {problem}: {', '.join(names[:5])}{more}")
+
+
+def _margins(name: str, weights: np.ndarray, ranges: dict[str, calibration.Range], headroom: float) -> Margins:
+    """How far weights and activations stay from float16's limits. CheckFailed, by name, for activations that don't."""
     largest = max(seen.largest for seen in ranges.values())
-    problems = {
-        "weights that are not finite numbers": [n for n, value in weights.items() if not np.isfinite(value).all()],
-        f"weights over {LARGEST:g}": [n for n, size in sizes.items() if size.size and size.max() > LARGEST],
-        f"activations over {LARGEST:g} / {headroom:g} (--headroom)": [
-            f"{n} ({seen.largest:.3g})" for n, seen in ranges.items() if not seen.largest * headroom <= LARGEST
-        ],
-    }
-    for problem, names in problems.items():
-        if names:
-            more = f" and {len(names) - 5} more" * (len(names) > 5)
-            raise CheckFailed(f"{name}: in float16 it would have {problem}: {', '.join(names[:5])}{more}")
-    every = np.concatenate(list(sizes.values()))
+    over = [f"{n} ({seen.largest:.3g})" for n, seen in ranges.items() if not seen.largest * headroom <= LARGEST]
+    _refuse(name, f"activations over {LARGEST:g} / {headroom:g} (--headroom)", over)
+    nonzero = weights[weights > 0]
     return Margins(
         largest_activation=largest,
         overflow_margin=LARGEST / largest if largest else LARGEST,
-        weights=sum(value.size for value in weights.values()),
-        weights_to_zero=int((every <= calibration.TO_ZERO).sum()),
-        weights_below_smallest_normal=int((every < SMALLEST_NORMAL).sum()),
+        weights=weights.size,
+        weights_to_zero=int((nonzero <= calibration.TO_ZERO).sum()),
+        weights_below_smallest_normal=int((nonzero < SMALLEST_NORMAL).sum()),
         images=max(seen.images for seen in ranges.values()),
         activations=sum(seen.values for seen in ranges.values()),
         activations_to_zero=sum(seen.to_zero for seen in ranges.values()),

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.errors import CheckFailed
 from pipeline.graph import calibration, edit, float16, load, passes, run
 from pipeline.records.forms import ModelCard
-from pipeline.stages import export
+from pipeline.stages import export, half
 from pipeline.tensorrt import bindings, builder, precision
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -302,6 +302,16 @@ def test_sums_in_blocks_are_rounded_in_between():
     assert (run.outputs(float16.rounded_twin(half), ones, "once") == 1).all()
     split = float16.rounded_twin(float16.rounded_sums(half))
     assert (run.outputs(split, ones, "blocks") == 0).all() and "Split" in load.operators(split)
+
+
+def test_bounds_and_edges_beyond_float16_are_neither_weights_nor_activations():
+    text = "p = Pad (x, s, edge) m = MaxPool <kernel_shape = [3, 3]> (p) c = Clip (m, low, top) logits = Flatten (c)"
+    edge, low, top = (np.float32(each) for each in (-np.inf, -3.4e38, 3.4e38))
+    model, images = graph(text, s=[0, 0, 1, 1, 0, 0, 1, 1], edge=edge, low=low, top=top), pixels((1, 4, 4))
+    assert half._weights("net", model).size == 0
+    assert max(each.largest for each in calibration.ranges(model, images).values()) == images.max()
+    twin = float16.rounded_twin(float16.half(model))
+    assert np.array_equal(run.outputs(twin, images, "twin"), run.outputs(model, images, "net"))
 
 
 def test_ranges_are_those_of_the_values():

@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 from pipeline.errors import CheckFailed, UsageError
-from pipeline.graph import edit, quantization
+from pipeline.graph import calibration, edit, quantization
 from pipeline.records import manifest
-from pipeline.stages import build, quantize
+from pipeline.stages import build, half, quantize
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import builder
 from tests.support import command, one_line
@@ -78,6 +78,12 @@ def test_a_layer_that_int8_spoils_is_kept_out_and_named(folded, arrays, tmp_path
     assert sum(each.int8 for each in layers.values()) >= 4 and made.facts.p >= 0.05
     quantize.show(made)
     assert f"{dearest.name}" in capsys.readouterr().out
+
+
+def test_a_weight_that_float16_cannot_hold_is_found_before_the_costly_calibration(folded, few, tmp_path, monkeypatch):
+    monkeypatch.delattr(calibration, "ranges")
+    with pytest.raises(CheckFailed, match="in float16 it would have weights over 65504"):
+        half.run(with_outlier(folded, tmp_path, 1e9), out=tmp_path, data=str(few))
 
 
 def test_what_cannot_pass_is_a_value_that_says_by_how_much(chain, arrays, tmp_path, monkeypatch):
