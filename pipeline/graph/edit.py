@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +38,16 @@ def rename(nodes: Iterable[NodeProto], names: Mapping[str, str]) -> None:
     for node in nodes:
         for tensors in (node.input, node.output):
             tensors[:] = [names.get(name, name) for name in tensors]
+
+
+def namer(model: ModelProto) -> Callable[[str], str]:
+    """Return a function that names a new tensor: as proposed, or with underscores behind where the graph has that."""
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+
+    def new(name: str) -> str:
+        return name if name not in taken else new(f"{name}_")
+
+    return new
 
 
 def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:

@@ -40,8 +40,9 @@ def half(model: ModelProto) -> ModelProto:
                 wide.add(name)
     _convert(model, TensorProto.FLOAT, TensorProto.FLOAT16, wide)
     logits = model.graph.output[0].name
-    edit.rename(model.graph.node, {logits: f"{logits}_float16"})
-    model.graph.node.append(helper.make_node("Cast", [f"{logits}_float16"], [logits], "cast_out", to=TensorProto.FLOAT))
+    narrow = edit.namer(model)(f"{logits}_float16")
+    edit.rename(model.graph.node, {logits: narrow})
+    model.graph.node.append(helper.make_node("Cast", [narrow], [logits], "cast_out", to=TensorProto.FLOAT))
     return model
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import CheckFailed, reason
 from pipeline.graph import load
-from pipeline.graph.edit import replace_nodes, store, weights
+from pipeline.graph.edit import namer, replace_nodes, store, weights
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def split_plainly(model: ModelProto) -> ModelProto:
     """
     from onnx import helper
 
-    tensors, constants = load.values(model), weights(model)
+    tensors, constants, new = load.values(model), weights(model), namer(model)
     nodes: list[NodeProto] = []
     sizes: dict[str, np.ndarray] = {}
     parts: dict[str, str] = {}  # by the result of the SequenceAt that picks it
@@ -81,10 +81,10 @@ def split_plainly(model: ModelProto) -> ModelProto:
             split = _sizes(node, tensors, constants)
             picks = [each for each in model.graph.node if name in each.input]
             if split and all(each.op_type == "SequenceAt" and each.input[1] in constants for each in picks):
-                sizes[f"{name}_sizes"] = np.array(split)
-                outputs = [f"{name}_{index}" for index in range(len(split))]
+                sizes[new(f"{name}_sizes")] = np.array(split)
+                outputs = [new(f"{name}_{index}") for index in range(len(split))]
                 axis = attribute(node, "axis", 0)
-                plain = helper.make_node("Split", [node.input[0], f"{name}_sizes"], outputs, axis=axis)
+                plain = helper.make_node("Split", [node.input[0], new(f"{name}_sizes")], outputs, axis=axis)
                 parts |= {each.output[0]: outputs[int(constants[each.input[1]])] for each in picks}
         elif name in parts:
             plain = helper.make_node("Identity", [parts[name]], [name])
@@ -119,7 +119,7 @@ def expand_batch_norms(model: ModelProto) -> ModelProto:
     """
     from onnx import helper
 
-    values, tensors = weights(model), load.values(model)
+    values, tensors, new = weights(model), load.values(model), namer(model)
     nodes: list[NodeProto] = []
     constants: dict[str, np.ndarray] = {}
     for node in model.graph.node:
@@ -136,9 +136,10 @@ def expand_batch_norms(model: ModelProto) -> ModelProto:
         rank = len(load.shape(tensors[node.input[0]])) if node.input[0] in tensors else 4
         channels = (-1, *[1] * (rank - 2))
         result = node.output[0]
-        constants |= {f"{result}_scale": scale.reshape(channels), f"{result}_shift": shift.reshape(channels)}
-        nodes.append(helper.make_node("Mul", [node.input[0], f"{result}_scale"], [f"{result}_scaled"]))
-        nodes.append(helper.make_node("Add", [f"{result}_scaled", f"{result}_shift"], [result]))
+        factor, scaled, summand = (new(f"{result}_{end}") for end in ("scale", "scaled", "shift"))
+        constants |= {factor: scale.reshape(channels), summand: shift.reshape(channels)}
+        nodes.append(helper.make_node("Mul", [node.input[0], factor], [scaled]))
+        nodes.append(helper.make_node("Add", [scaled, summand], [result]))
     store(model, {name: value.astype(np.float32) for name, value in constants.items()})
     replace_nodes(model, nodes)
     return model
@@ -154,7 +155,7 @@ def fold_normalisation(model: ModelProto) -> ModelProto:
     """
     from onnx import helper
 
-    values, nodes = weights(model), list(model.graph.node)
+    values, nodes, new = weights(model), list(model.graph.node), namer(model)
     readers = Counter(name for node in nodes for name in node.input)
     cast = next(node for node in nodes if node.op_type == "Cast" and node.input[0] == model.graph.input[0].name)
     scale, shift, last, folded = np.ones(1), np.zeros(1), cast.output[0], []
@@ -181,17 +182,18 @@ def fold_normalisation(model: ModelProto) -> ModelProto:
     group = np.arange(len(weight)) // (len(weight) // groups)
     channels = group[:, None] * weight.shape[1] + np.arange(weight.shape[1])
     spatial = (..., *[None] * (weight.ndim - 2))
-    changed = {f"{node.input[1]}_pixels": weight * scale[channels][spatial]}
+    kernel = new(f"{node.input[1]}_pixels")
+    changed = {kernel: weight * scale[channels][spatial]}
     pixels, bias, front = cast.output[0], list(node.input[2:]), []
     if _pads(node):
         changed[SHIFT] = (-shift / scale).reshape(1, -1, *[1] * (weight.ndim - 2))
-        front = [helper.make_node("Sub", [pixels, SHIFT], ["centred_pixels"])]
-        pixels = "centred_pixels"
+        pixels = new("centred_pixels")
+        front = [helper.make_node("Sub", [cast.output[0], SHIFT], [pixels])]
     else:
         base = values[bias[0]].astype(np.float64) if bias else 0
-        bias = [f"{node.output[0]}_bias"]
+        bias = [new(f"{node.output[0]}_bias")]
         changed[bias[0]] = base + (weight * shift[channels][spatial]).sum(tuple(range(1, weight.ndim)))
-    node.input[:] = [pixels, f"{node.input[1]}_pixels", *bias]
+    node.input[:] = [pixels, kernel, *bias]
     store(model, {name: value.astype(np.float32) for name, value in changed.items()})
     rest = [each for each in nodes if each not in folded]
     place = rest.index(cast) + 1

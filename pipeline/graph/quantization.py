@@ -97,24 +97,28 @@ def quantize(model: ModelProto, limits: Mapping[str, float], kept: Collection[st
     model, values = copy.deepcopy(model), edit.weights(model)
     if metadata.opset(model) < OPSET:
         model = onnx.version_converter.convert_version(model, OPSET)
-    stored, made, nodes = {"zero": np.int8(0)}, set(), []
+    new = edit.namer(model)
+    stored, made, nodes = {new("zero"): np.int8(0)}, set(), []
     for node in model.graph.node:
         if node.name in chosen:
             source, weight = node.input[0], node.input[1]
+            (q, s, dq), (weight_q, weight_s, weight_dq) = (
+                [new(f"{name}_{end}") for end in ("q", "s", "dq")] for name in (source, weight)
+            )
             if source not in made:
-                stored[f"{source}_s"] = _scale(limits[source])
-                nodes += [_node("QuantizeLinear", [source, f"{source}_s", "zero"], f"{source}_q")]
-                nodes += [_node("DequantizeLinear", [f"{source}_q", f"{source}_s"], f"{source}_dq")]
+                stored[s] = _scale(limits[source])
+                nodes += [_node("QuantizeLinear", [source, s, new("zero")], q)]
+                nodes += [_node("DequantizeLinear", [q, s], dq)]
             if weight not in made:
                 axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
                 others = tuple(index for index in range(values[weight].ndim) if index != axis)
                 largest = np.abs(values[weight]).max(others, keepdims=True)
                 whole = np.rint(values[weight] / _scale(largest))
-                stored[f"{weight}_q"] = np.clip(whole, -LEVELS, LEVELS).astype(np.int8)
-                stored[f"{weight}_s"] = _scale(largest).ravel()
-                nodes += [_node("DequantizeLinear", [f"{weight}_q", f"{weight}_s"], f"{weight}_dq", axis=axis)]
+                stored[weight_q] = np.clip(whole, -LEVELS, LEVELS).astype(np.int8)
+                stored[weight_s] = _scale(largest).ravel()
+                nodes += [_node("DequantizeLinear", [weight_q, weight_s], weight_dq, axis=axis)]
             made |= {source, weight}
-            node.input[:2] = [f"{source}_dq", f"{weight}_dq"]
+            node.input[:2] = [dq, weight_dq]
         nodes.append(node)
     edit.store(model, stored)
     edit.replace_nodes(model, nodes)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import CheckFailed
-from pipeline.graph import calibration, edit, float16, load, passes, run
+from pipeline.graph import calibration, edit, float16, load, passes, quantization, run
 from pipeline.records.forms import ModelCard
 from pipeline.stages import export, half
 from pipeline.tensorrt import bindings, builder, precision
@@ -256,6 +256,21 @@ def test_a_bias_that_is_left_out_by_an_empty_name_is_none():
     images = pixels((1, 4, 4))
     expected = run.outputs(model, images, "net")
     assert run.difference(expected, run.outputs(passes.fold(model)[0], images, "net")) < 1e-6
+
+
+def test_generated_names_give_way_to_the_graphs_own():
+    kernel, one = np.full((1, 1, 1, 1), 2, np.float32), np.ones(1, np.float32)
+    text = (
+        "n = Mul (x, k_pixels) c = Conv (n, k) r = Relu (c) m = BatchNormalization (r, one, one, one, one)"
+        " m_s = Conv (m, m_q) y = Sum (m_s, k_pixels, c_bias, m_scale, m_shift, zero) logits = Flatten (y)"
+    )
+    own = {"k_pixels": one / 100, "c_bias": one * 3, "m_scale": one * 5, "m_shift": one * 7, "zero": one * 9}
+    model, images = graph(text, k=kernel, m_q=kernel, one=one, **own), pixels((1, 4, 4))
+    expected = run.outputs(model, images, "net")
+    folded = passes.fold(model)[0]
+    assert run.difference(expected, run.outputs(folded, images, "net")) < 1e-6
+    quantised = quantization.quantize(folded, {"x": 255.0, "m": 8.0})
+    assert run.difference(expected, run.outputs(quantised, images, "net")) < 2e-2
 
 
 def test_a_batch_norm_whose_scale_is_computed_is_refused_by_name():
