@@ -142,9 +142,28 @@ def test_a_file_from_elsewhere_is_adopted_in_any_form(tmp_path, colours, how):
     assert adopted.facts.model.gate == pytest.approx(max(0, accuracy - adopt.MARGIN), abs=1e-4)
 
 
+def test_a_reshape_target_that_a_constant_shares_is_freed_for_the_batch_alone(tmp_path, colours):
+    model = onnx.load(classifier(tmp_path, batch=4))
+    model.graph.node[4].input[0] = "moved"
+    more = [helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.arange(24, dtype=np.float32))),
+            helper.make_node("Reshape", ["k", "s"], ["rows"]), helper.make_node("ReduceMean", ["rows"], ["m"], axes=[0]),
+            helper.make_node("Add", ["f", "m"], ["moved"])]  # fmt: skip
+    for node in reversed(more):
+        model.graph.node.insert(4, node)
+    onnx.save(model, tmp_path / "theirs.onnx")
+    result = command("adopt", tmp_path / "theirs.onnx", *WORDS, "--data", colours, "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_file_that_a_later_stage_would_replace_is_not_adopted(tmp_path, colours):
     error = one_line(command("adopt", classifier(tmp_path), *WORDS, "--data", colours, "--out", tmp_path), 2)
     assert "theirs.onnx: later stages write a file of this name" in error
+
+
+def test_a_file_whose_name_cannot_be_put_on_record_is_refused_at_once(tmp_path):
+    file = classifier(tmp_path).rename(tmp_path / ".net.onnx")
+    error = one_line(command("adopt", file, *WORDS, "--data", "nowhere", "--out", tmp_path), 2)
+    assert ".net.onnx: can't be put on record: expected a printable name" in error
 
 
 def test_an_adopted_file_walks_the_chain_to_a_release(tmp_path, colours):

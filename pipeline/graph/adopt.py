@@ -145,17 +145,13 @@ def _without_activation(model: ModelProto) -> list[NodeProto]:
 
 def _free_batch(model: ModelProto, batch: int) -> None:
     """Let Reshape keep the batch as it comes, where its target begins with the batch that the file was made for."""
-    weights = edit.weights(model)
-    reshapes = [node for node in model.graph.node if node.op_type == "Reshape" and node.input[0] not in weights]
-    targets = {node.input[1] for node in reshapes}
-    freed = {}
-    for name, target in weights.items():
-        if name in targets and target.ndim == 1 and target[:1].tolist() == [batch]:
-            freed[name] = np.array([0, *target[1:]])
-    for node in reshapes:
-        if node.input[1] in freed:  # 0 is to mean "as it comes"
-            kept = [each for each in node.attribute if each.name != "allowzero"]
+    weights, new, freed = edit.weights(model), edit.namer(model), {}
+    for node in model.graph.node:
+        target = weights.get(node.input[1]) if node.op_type == "Reshape" and node.input[0] not in weights else None
+        if target is not None and target.ndim == 1 and target[:1].tolist() == [batch]:
+            node.input[1] = new(f"{node.input[1]}_freed")  # others may read the target, too
+            freed[node.input[1]] = np.array([0, *target[1:]])
+            kept = [each for each in node.attribute if each.name != "allowzero"]  # 0 is to mean "as it comes"
             del node.attribute[:]
             node.attribute.extend(kept)
     edit.store(model, freed)
-    edit.replace_nodes(model, [node for node in model.graph.node if not freed.keys() & set(node.output)])
