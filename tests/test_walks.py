@@ -221,6 +221,7 @@ def _by_the_batch(model: onnx.ModelProto) -> None:
         (_by_the_batch, [], 1, "an answer depends on the batch's other images; alone it differs by"),
         (_half, [], 1, "has float16 weights already"),
         (_second_input, [], 1, "has 2 inputs"),
+        (_sequence, [], 1, "float32[1,3,16,16], more sequence_type)"),
         (lambda model: model.opset_import[0].__setattr__("version", 6), [], 1, "operator set 6: expected 7 or later"),
         (lambda model: None, ["--classes", "red,green"], 1, "gives scores for [3] numbers an image: expected 2"),
         (lambda model: None, ["--mean", "1,2"], 2, "--mean 1,2: expected one number, or 3"),

@@ -136,6 +136,8 @@ def signature(value: ValueInfoProto) -> str:
     """An input or output in words, such as `images uint8[batch,1,28,28]`."""
     import onnx
 
+    if (kind := value.type.WhichOneof("value")) != "tensor_type":
+        return f"{value.name} {kind}"
     dims = ",".join(dim.dim_param or str(dim.dim_value) for dim in value.type.tensor_type.shape.dim)
     return f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)}[{dims}]"
 
