@@ -203,6 +203,10 @@ def _second_input(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Identity", ["more"], ["unused"]))
 
 
+def _sequence(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_sequence_value_info("more", TensorProto.FLOAT, None))
+
+
 def _by_the_batch(model: onnx.ModelProto) -> None:
     """Centre each channel by the batch's mean, as a BatchNorm in training mode would."""
     for value in (model.graph.input[0], model.graph.output[0]):

@@ -14,7 +14,7 @@ from pipeline.data import imagesets, sources
 from pipeline.errors import UsageError, reason
 from pipeline.graph import adopt, load, metadata, passes
 from pipeline.graph import run as graphs
-from pipeline.records import code, manifest
+from pipeline.records import code, kinds, manifest
 from pipeline.records.forms import ModelCard, Reference, Unfolded
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Out, export, fold, half
@@ -52,6 +52,9 @@ def run(
     """
     if not file.is_file():
         raise UsageError(f"{file}: no such file: expected an ONNX file")
+    origin = f"{file.name} as adopted"  # the chain's own file may have its name
+    if not kinds.is_file_name(origin):
+        raise UsageError(f"{file}: can't be put on record: expected a printable name without a dot in front; rename it")
     for stage in (FILE, fold.FILE, half.FILE):
         if (own := out / stage.format(model=name)).exists() and own.samefile(file):
             raise UsageError(
@@ -100,7 +103,7 @@ def run(
         out / FILE.format(model=name),
         model.SerializeToString(deterministic=True),
         facts=facts,
-        parents={f"{file.name} as adopted": sha256},  # the chain's own file may have its name
+        parents={origin: sha256},
         options={"gate": gate},
         versions=manifest.versions("onnx", "onnxruntime", "onnxruntime-gpu"),
         code=code.digest(__name__),
