@@ -79,10 +79,13 @@ class Layer(Part, frozen=True):
     parameters: Count
 
 
+Layers = Annotated[list[Layer], Meta(min_length=1, max_length=10_000)]
+
+
 class Checkpoint(Form, frozen=True):
     """A trained network."""
 
-    layers: Annotated[list[Layer], Meta(min_length=1, max_length=10_000)]
+    layers: Layers
     parameters: Positive
     batch_norms: Count
     train_accuracy: Share
@@ -93,7 +96,7 @@ class Check(Facts, frozen=True):
     """What a model file holds."""
 
     model: ModelCard
-    layers: list[Layer]
+    layers: Layers
     parameters: Positive
     batch_norms: Count
     operators: dict[Name, Positive]

@@ -6,6 +6,8 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pipeline import console
 from pipeline.errors import CheckFailed, reason
 from pipeline.graph import load, passes
@@ -52,13 +54,17 @@ def _facts(name: str, path: str, _: int) -> Check:
     network = _built(loaded, path)
     _forward(network, card, path)
     graph = export.export(network, card, 18, path)
-    return Check(
+    found = Check(
         model=card,
         layers=models.layers(network, card.input),
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         batch_norms=passes.batch_norms(graph),
         operators=load.operators(graph),
     )
+    try:
+        return msgspec.convert(msgspec.to_builtins(found), Check)
+    except msgspec.ValidationError as error:
+        raise CheckFailed(f"{path}: can't be put on record: {reason(error)}") from error
 
 
 def _built(loaded: Model, path: str) -> torch.nn.Module:

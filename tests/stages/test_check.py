@@ -74,6 +74,13 @@ def test_a_module_of_a_private_class_has_its_row_on_record(tmp_path):
     assert msgspec.convert(facts["layers"], list[Layer])[0].layer == "_Same"
 
 
+def test_what_cannot_be_put_on_record_is_found_by_the_check(tmp_path, monkeypatch):
+    written(tmp_path, "many", "lambda: nn.Sequential(C(1, 10, 28))")
+    row = Layer(layer="Identity", output=[-1, 10], parameters=0)
+    monkeypatch.setattr(models, "layers", lambda *_: [row] * 10_001)
+    assert "many.py: can't be put on record" in one_line(command("train", "many", cwd=tmp_path), 1)
+
+
 def test_a_class_with_a_residual_sum_passes(tmp_path):
     written(tmp_path, "net", "Net", MODULE.format(result=POOLED))
     assert check(tmp_path).returncode == 0
