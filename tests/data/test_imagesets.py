@@ -111,8 +111,10 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, arrays, expected):
 def test_an_npz_that_unpacks_to_more_than_the_limit_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((9, 16, 20, 3), np.uint8), labels=np.zeros(9, int))
     monkeypatch.setattr(idx, "LIMIT", 1000)
-    with pytest.raises(UsageError, match=r"x\.npz: unpacks to .* bytes: expected 1,000 at most"):
+    with pytest.raises(UsageError, match=r"x\.npz: unpacks to .* bytes: expected .* at most; np.savez packs it less"):
         load(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", images=np.zeros((9, 16, 20, 3), np.uint8), labels=np.zeros(9, int))
+    assert len(load(tmp_path / "x.npz")) == 9
 
 
 def header(*shape: int) -> bytes:
