@@ -116,10 +116,10 @@ def _block(node: NodeProto, weight: np.ndarray) -> int:
 
 
 def float32_nodes(model: ModelProto) -> list[str]:
-    """Names of the nodes, casts aside, that have a float32 result, by ONNX's strict type inference."""
+    """Names of the nodes, casts aside, that have a float32 or float64 result, by ONNX's strict type inference."""
     from onnx import TensorProto
 
-    floats = load.of_type(model, TensorProto.FLOAT)
+    floats = load.of_type(model, TensorProto.FLOAT) | load.of_type(model, TensorProto.DOUBLE)
     nodes = [node for node in model.graph.node if node.op_type not in ("Cast", "Constant")]
     return [node.name for node in nodes if floats & set(node.output)]
 

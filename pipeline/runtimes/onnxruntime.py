@@ -124,7 +124,8 @@ def _arithmetic(graph: GraphProto, optimised: Path | None) -> str:
     def element(kinds: set) -> str:
         return "/".join(sorted(str(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in kinds if kind))
 
-    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    scales = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:]}  # always float32
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer if tensor.name not in scales}
     stored = element({kind for kind in types.values() if kind != onnx.TensorProto.INT64})
     if optimised is None:
         return stored
@@ -132,7 +133,8 @@ def _arithmetic(graph: GraphProto, optimised: Path | None) -> str:
     types = {tensor.name: tensor.data_type for tensor in ran.initializer}
     for node in ran.node:
         if node.op_type in ("Cast", "DequantizeLinear"):
-            types[node.output[0]] = node.attribute[0].i if node.op_type == "Cast" else types.get(node.input[1])
+            to = onnx_file.attribute(node, "to", 0)
+            types[node.output[0]] = to if node.op_type == "Cast" else types.get(node.input[1])
     compute = [node for node in ran.node if any(part in node.op_type for part in _COMPUTE)]
     used = element({types.get(node.input[3 if node.op_type == "QLinearConv" else 1]) for node in compute})
     return used if used == stored else f"{used} on {stored} weights"

@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.errors import CheckFailed
 from pipeline.graph import calibration, edit, float16, load, passes, quantization, run
 from pipeline.records.forms import ModelCard
+from pipeline.runtimes import onnxruntime
 from pipeline.stages import export, half
 from pipeline.tensorrt import bindings, builder, precision
 
@@ -306,6 +307,16 @@ def test_the_twin_agrees_with_pytorch_in_half_precision():
     x = torch.nn.functional.conv2d(torch.nn.functional.max_pool2d(x, 2), *weights[2:])
     expected = torch.nn.functional.avg_pool2d(x, 11).flatten(1).float().numpy()
     assert run.difference(expected, run.outputs(float16.rounded_twin(half), images, "twin")) < 2e-3
+
+
+def test_what_is_not_float16_is_named_and_scales_are_no_weights(tmp_path):
+    model = passes.strip(graph("d = Cast <to = 11> (x) e = Relu (d) f = Cast <to = 1> (e) logits = Flatten (f)"))
+    assert float16.float32_nodes(model) == ["relu_2", "flatten_4"]
+    text = "y = Resize (x, , scales) v = Cast <saturate = 1, to = 10> (w) logits = Conv (y, v)"
+    model = graph(text, scales=np.ones(4, np.float32), w=np.ones((1, 1, 1, 1), np.float16))
+    onnx.save(model, tmp_path / "net.onnx")
+    assert onnxruntime._arithmetic(model.graph, None) == "float16"
+    assert onnxruntime._arithmetic(model.graph, tmp_path / "net.onnx") == "float16"
 
 
 def test_sums_in_blocks_are_rounded_in_between():
