@@ -94,8 +94,8 @@ def _warm_up(step: Callable[[], None]) -> None:
     least, most = WARM_UP
     begun, last = time.perf_counter(), 0.0
     while (passed := time.perf_counter() - begun) < most:
-        times: list[float] = []
-        while sum(times) < WINDOW:
+        window, times = time.perf_counter(), [float(_turn(step, 1)[0])]
+        while time.perf_counter() - window < WINDOW:
             times.append(float(_turn(step, 1)[0]))
         median = float(np.median(times))
         if passed >= least and abs(median - last) <= UNSTABLE * median:

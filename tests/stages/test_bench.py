@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -59,6 +60,12 @@ def test_figures_are_those_of_the_times():
     wobbly = timed("folded", 1, [times, times * 1.2])
     assert wobbly.variation == pytest.approx(0.1 / 1.1) and wobbly.variation > timing.UNSTABLE
     assert wobbly.gpu_microseconds is wobbly.watts is wobbly.millijoules_per_image is None
+
+
+def test_a_warm_up_ends_however_short_a_request_is():
+    begun = time.perf_counter()
+    timing._warm_up(lambda: sum(range(200)))
+    assert time.perf_counter() - begun < timing.WARM_UP[1] + 2 * timing.WINDOW + 1
 
 
 def test_a_speedup_compares_the_same_rounds():
