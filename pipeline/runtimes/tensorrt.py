@@ -1,7 +1,7 @@
 """TensorRT: runs an engine on the GPU that it was built for, without torch, as a CUDA graph or enqueued anew.
 
-An engine is executable code: only one that `pipeline build` made on this GPU with this version, unaltered, is
-ever deserialised.
+An engine is executable code: it is deserialised only if its bytes match its record and that record fits this GPU and
+this version. A record is a digest, not a signature: it does not show who made the engine.
 """
 
 from __future__ import annotations
