@@ -36,7 +36,8 @@ def pets(tmp_path: Path, colours: np.ndarray) -> Path:
             folder = tmp_path / "pets" / part / PETS[number // 3]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / f"{number}.png")
-            (folder / ".DS_Store").write_text("not a picture")
+            for clutter in (".DS_Store", "Thumbs.db", "desktop.ini"):
+                (folder / clutter).write_text("not a picture")
     return tmp_path / "pets"
 
 
