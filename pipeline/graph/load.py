@@ -86,6 +86,8 @@ def _refuse(model: ModelProto, name: str) -> None:
     for problem, names in problems.items():
         if names:
             listed = ", ".join(sorted(names))[:300]
+            if problem == "weights outside the file":
+                listed += " (onnx.save(onnx.load(FILE), NEW) takes them in)"
             raise CheckFailed(f"{name}: has {problem}: {listed}; expected a plain graph of standard ONNX operators")
 
 

@@ -216,7 +216,7 @@ FUNCTION = '<domain: "local", opset_import: ["" : 18]> F (a) => (b) { b = Identi
         (graph(TRAINED, one=np.ones(1, np.float32), zero=np.zeros(1, np.float32)), "in training mode: BatchNorm"),
         (graph("y = Dropout (x, r, on) logits = Flatten (y)", r=np.float32(0.5), on=True), "training mode: Dropout"),
         (graph(TRAINED.replace("<training_mode = 1>", "")), "in training mode: BatchNorm"),  # as before opset 14
-        (external(), "weights outside the file: w"),
+        (external(), "weights outside the file: w .onnx.save.* takes them in"),
         (graph(PLAIN, functions=FUNCTION), "model-local functions: F"),
         (
             graph("y = com.microsoft.Gelu (x) logits = Flatten (y)", ', "com.microsoft" : 1'),
