@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -139,7 +140,12 @@ def _card(**values: object) -> ModelCard:
     try:
         return msgspec.convert(values, ModelCard)
     except msgspec.ValidationError as error:
-        raise UsageError(f"invalid model description: {reason(error)}") from error
+        what, _, place = str(error).partition(" - at `$.")
+        field = re.split(r"\W", place)[0]
+        characters = "letters, digits and underscores" if field == "name" else "printable characters"
+        what = re.sub("`str` matching regex.*", characters, what)
+        received = f", received {field} {values[field]}"[:100] if field else ""
+        raise UsageError(f"invalid model description: {what}{received}") from error
 
 
 def _answers(
