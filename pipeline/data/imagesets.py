@@ -61,7 +61,7 @@ def load(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -
     elif images.shape[1:] == (height, width, channels) != tuple(shape):
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8 or images.shape[1:] != tuple(shape):
-        expected = f"expected uint8 [n, {channels}, {height}, {width}]"
+        expected = f"expected uint8 [n, {channels}, {height}, {width}] or [n, {height}, {width}, {channels}]"
         raise UsageError(f"{where}: images are {images.dtype} {list(images.shape)}: {expected}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise UsageError(f"{where}: labels are {labels.dtype} {list(labels.shape)}: expected integers [n]")

@@ -93,7 +93,7 @@ FIT = np.zeros((2, 16, 20, 3), np.uint8)
     ("arrays", "expected"),
     [
         ({"images": FIT.astype(np.float32), "labels": [0, 1]}, "float32"),
-        ({"images": FIT[:, :8, :8], "labels": [0, 1]}, r"expected uint8 \[n, 3, 16, 20\]"),
+        ({"images": FIT[:, :8, :8], "labels": [0, 1]}, r"uint8 \[n, 3, 16, 20\] or \[n, 16, 20, 3\]"),
         ({"images": FIT, "labels": [0, 2]}, "labels go from 0 to 2: expected 0 to 1"),
         ({"images": FIT, "labels": [0, 1, 1]}, "2 images and 3 labels"),
         ({"images": FIT, "labels": [[0, 1]]}, "expected integers"),
