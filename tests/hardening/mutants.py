@@ -1,4 +1,4 @@
-"""The rules of the stages from export to verify broken on purpose, one at a time: a check must fail, and name what it is.
+"""The rules of the stages from export to verify broken on purpose, one by one: a check must fail, and name what it is.
 
 A mutant is a line of a stage's source replaced. Then the chain is run from the checkpoint on, or every attempt of
 `gate.py` to fool the gate is made; a mutant that gets through all of it unnoticed has shown a missing check.
