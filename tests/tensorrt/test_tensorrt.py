@@ -134,7 +134,7 @@ def test_it_is_verified_and_timed_like_any_form(device, engine, few):
 def test_a_folder_is_verified_without_what_cannot_run_here(chain, capsys, monkeypatch):
     monkeypatch.setattr(cuda, "gpu", mock.Mock(side_effect=UsageError("no GPU at all")))
     kinds = [form.kind for form in chains.runnable(chains.forms(chain))]
-    assert kinds == ["checkpoint", "unfolded", "folded", "half"]
+    assert kinds == ["checkpoint", "unfolded", "folded", "half", "int8"]
     assert "left out: " in (told := capsys.readouterr().err) and "no GPU at all" in told
 
 
