@@ -6,6 +6,7 @@ adopt    an .onnx from elsewhere      -> unfolded       likewise
 fold     unfolded                     -> folded         BatchNorm and normalisation into the convolutions
 half     folded                       -> half           float16 weights and arithmetic, in the graph itself
 quantize folded                       -> int8           int8 weights and activations, by Q/DQ in the graph
+certify  half                         -> certificate    answers that no order of sums can change, proven
 build    half                         -> engine         TensorRT, strongly typed: float16 or no engine
 verify   every form                   -> verification   the test set through each runtime, against the gate
 bench    every form                   -> latency        percentiles of single requests, throughput

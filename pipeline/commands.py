@@ -57,6 +57,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("fold", "pipeline.stages.fold", "Fold BatchNorm and the normalisation into the convolutions."),
         Command("half", "pipeline.stages.half", "Convert weights and arithmetic to float16."),
         Command("quantize", "pipeline.stages.quantize", "Quantise to INT8, behind an accuracy gate."),
+        Command("certify", "pipeline.stages.certify", "Prove which float16 answers no order of sums can change."),
         Command("build", "pipeline.stages.build", "Compile an ONNX file to a strongly typed TensorRT engine."),
         Command("verify", "pipeline.stages.verify", "Measure the test accuracy of every form against the gate."),
         Command("bench", "pipeline.stages.bench", "Measure latency and throughput of every form."),

@@ -17,7 +17,7 @@ from pipeline.records.devices import Doctor
 from pipeline.records.facts import UNPRINTED, Count, Digests, Facts, FileName, Name, Options, Sha256, Versions
 from pipeline.records.forms import Check, Checkpoint, Engine, EngineOptions, Folded, Half, Quantized, Unfolded
 from pipeline.records.releases import DeviceReport, Release, ReleaseCheck
-from pipeline.records.reports import History, Latency, Picture, Predictions, Study, Sweep, Verification
+from pipeline.records.reports import Certificate, History, Latency, Picture, Predictions, Study, Sweep, Verification
 
 KINDS: dict[str, type[Facts]] = {
     "check": Check,
@@ -27,6 +27,7 @@ KINDS: dict[str, type[Facts]] = {
     "half": Half,
     "int8": Quantized,
     "engine": Engine,
+    "certificate": Certificate,
     "verification": Verification,
     "latency": Latency,
     "history": History,
@@ -40,7 +41,17 @@ KINDS: dict[str, type[Facts]] = {
     "predictions": Predictions,
 }
 # Their facts are the file. A tuple, not a set: what a damaged record calls its kind need not be hashable.
-REPORTS = ("verification", "latency", "study", "sweep", "device-report", "doctor", "predictions", "check")
+REPORTS = (
+    "certificate",
+    "verification",
+    "latency",
+    "study",
+    "sweep",
+    "device-report",
+    "doctor",
+    "predictions",
+    "check",
+)
 OPTIONS = {"engine": EngineOptions}  # of the other kinds, nothing relies on an option
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from pipeline.records.devices import Board, Machine
 from pipeline.records.facts import (
@@ -67,8 +67,34 @@ class Proven(Row, frozen=True):
     parent_p: Share
 
 
-class Verification(Facts, frozen=True):
-    """The test set through every form, held against the gate and each other."""
+class Certified(Part, frozen=True):
+    """Of the `images` tried, those whose answer no execution can change; the accuracies are of the whole set."""
+
+    form: FileName
+    sha256: Sha256
+    execution: Name
+    images: Positive
+    certified: Count
+    right: Count
+    at_least: Share
+    at_most: Share
+    median: Amount  # of the bounds on the lead over the runner-up, in logits
+    p99: Amount
+    seconds: Amount
+
+
+class Certificate(Facts, frozen=True):
+    """What is proven of a float16 file on a test set; the operators that are not covered; images left undecided."""
+
+    model: ModelName
+    data: LabelledImages
+    unknown: list[Words]
+    rows: Annotated[list[Certified], Meta(max_length=100)]
+    undecided: dict[Name, list[Count]]
+
+
+class Verification(Facts, omit_defaults=True, frozen=True):
+    """The test set through every form, held against the gate and each other; and what is proven of the float16 one."""
 
     model: ModelName
     data: LabelledImages
@@ -77,6 +103,7 @@ class Verification(Facts, frozen=True):
     passed: bool
     failures: Reasons
     rows: Annotated[list[Proven], Meta(min_length=1, max_length=1000)]
+    certified: list[Certified] = field(default_factory=list)
 
 
 class Timed(Row, omit_defaults=True, frozen=True):

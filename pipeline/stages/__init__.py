@@ -38,7 +38,7 @@ Provider = Annotated[
     Literal["cpu", "cuda", "tensorrt"], "ONNX Runtime's execution provider; one that doesn't load is an error."
 ]
 
-STAGES = ("train", "export", "fold", "half", "quantize", "build", "verify", "bench")
+STAGES = ("train", "export", "fold", "half", "quantize", "certify", "build", "verify", "bench")
 REQUIRED = inspect.Parameter.empty  # the default of an option that must be given
 DEFAULTS = {"out": Path("out")}  # for the command line; Python callers give it
 

@@ -19,7 +19,7 @@ from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import LabelledImages, Proven, Verification
 from pipeline.runtimes import classifier
-from pipeline.stages import Data, OptionalOut, Provider, images
+from pipeline.stages import Data, OptionalOut, Provider, certify, images
 
 KIND, FILE = "verification", "verification.json"
 SIGNIFICANT = 0.05  # McNemar's p under which a form that errs more often is worse, not unlucky
@@ -60,9 +60,12 @@ def run(
             passed=not failures,
             failures=failures,
             rows=rows,
+            certified=[
+                row for form in forms if (made := certify.proven(form, split.digests)) for row in made.facts.rows
+            ],
         ),
         parents={form.name: form.sha256 for form in forms} | split.digests,
-        options=_recorded(split, gate, provider),
+        options=_recorded(forms, split, gate, provider),
         versions=manifest.versions("numpy", "scipy", *runtimes.packages(readers)),
         code=code.digest(__name__),
     )
@@ -78,11 +81,17 @@ def options(
     *forms: Artifact, data: str | None = None, gate: float | None = None, provider: str = "cpu", **_: Any
 ) -> dict[str, Any]:
     """What a verification depends on besides the forms."""
-    return _recorded(images(forms[0], data), gate, provider)
+    return _recorded(forms, images(forms[0], data), gate, provider)
 
 
-def _recorded(split: ImageSet, gate: float | None, provider: str) -> dict[str, Any]:
-    return {"gate": gate, "data": split.digests} | ({"provider": provider} if provider != "cpu" else {})
+def _recorded(forms: tuple[Artifact, ...], split: ImageSet, gate: float | None, provider: str) -> dict[str, Any]:
+    certificates = {made.name: made.sha256 for form in forms if (made := certify.proven(form, split.digests))}
+    told: dict[str, Any] = {"gate": gate, "data": split.digests}
+    return (
+        told
+        | ({"provider": provider} if provider != "cpu" else {})
+        | ({"certificates": certificates} if certificates else {})
+    )
 
 
 def _one_model(forms: tuple[Artifact, ...]) -> ModelCard:
@@ -247,4 +256,9 @@ def show(verification: Artifact) -> None:
     headers = "form", "runtime: arithmetic", "size", "accuracy", "95 % interval", "differ", "McNemar p", "logits within"
     title = f"{facts.data.name}, {facts.data.images:,} images; compared with {facts.compared_with}"
     console.table(headers, rows, title=title, spare=("size", "logits within", "McNemar p", "95 % interval"))
+    for proof in facts.certified:
+        console.result(
+            f"{proof.form}: at least {proof.at_least:.2%} in whatever order {proof.execution} executions sum: "
+            f"{proof.certified:,} of {proof.images:,} answers can't change"
+        )
     console.result(f"{'passed' if facts.passed else 'FAILED'}: gate {facts.gate:.2%}")

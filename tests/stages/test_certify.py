@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.graph import certificate, rounding
+from pipeline.records import manifest
+from pipeline.stages import certify, verify
+from tests.support import command, flip, one_line
+
+
+@pytest.fixture
+def half(chain, tmp_path) -> manifest.Artifact:
+    """The chain's float16 file in a folder of its own."""
+    made = manifest.read(chain / "mnist_cnn.fp16.onnx")
+    return manifest.write(tmp_path / made.name, made.path.read_bytes(), facts=made.facts, parents=made.parents)
+
+
+@pytest.fixture
+def some(few, tmp_path) -> str:
+    with np.load(few) as file:
+        np.savez(tmp_path / "some.npz", **{name: values[:60] for name, values in file.items()})
+    return str(tmp_path / "some.npz")
+
+
+def test_the_chain_has_a_certificate_and_verify_tells_it(chain):
+    made = manifest.read(chain / "mnist_cnn.certificate.json")
+    rows = {row.execution: row for row in made.facts.rows}
+    assert list(rows) == ["A1", "A"] and made.facts.data.images == 500 and made.facts.unknown == []
+    for name, row in rows.items():
+        assert row.certified >= row.right and row.certified + len(made.facts.undecided[name]) == row.images
+        assert row.at_least == row.right / 500 <= row.at_most
+    assert rows["A"].certified <= rows["A1"].certified and rows["A"].median > rows["A1"].median
+    proof = manifest.read(chain / "verification.json")
+    assert proof.facts.certified == made.facts.rows and proof.options["certificates"] == {made.name: made.sha256}
+    for row in (row for row in proof.facts.rows if row.kind == "half"):
+        assert rows["A1"].at_least <= row.accuracy <= rows["A1"].at_most
+
+
+def test_it_is_not_done_again_for_the_same_file_and_images(half, some, tmp_path, monkeypatch):
+    made = certify.run(half, out=tmp_path, data=some, executions="A1")
+    monkeypatch.setattr(certificate, "certify", None)
+    assert certify.run(half, out=tmp_path, data=some, executions="A1").sha256 == made.sha256
+    assert certify.run(half, out=tmp_path / "elsewhere", data=some, executions="A1").path == made.path
+    with pytest.raises(TypeError):
+        certify.run(half, out=tmp_path, data=some, executions="A")
+    flip(made.path, 20)
+    with pytest.raises(TypeError):
+        certify.run(half, out=tmp_path, data=some, executions="A1")
+
+
+def test_an_interrupted_one_goes_on(half, some, tmp_path, monkeypatch, capsys):
+    whole = certify.run(half, out=tmp_path / "whole", data=some, executions="A1")
+    real, seen = certificate.certify, []
+
+    def once(graph, images, execution):
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(graph, images, execution)
+
+    monkeypatch.setattr(certificate, "certify", once)
+    with pytest.raises(KeyboardInterrupt):
+        certify.run(half, out=tmp_path, data=some, executions="A1")
+    (partial,) = tmp_path.glob(".*.partial")
+    shutil.copy(partial, tmp_path / "kept")
+    again = certify.run(half, out=tmp_path, data=some, executions="A1")
+    assert seen == [20, 40, 40] and not partial.exists() and "going on from it" in capsys.readouterr().err
+    row, other = (each.facts.rows[0] for each in (again, whole))
+    assert (row.certified, row.right, row.median) == (other.certified, other.right, other.median)
+    for content in ((tmp_path / "kept").read_bytes(), b"no safetensors"):  # of other executions, and damaged
+        partial.write_bytes(content)
+        certify.run(half, out=tmp_path, data=some, executions="A1-float16-averages")
+        assert "of another certification: replaced" in capsys.readouterr().err
+        (tmp_path / certify.FILE.format(model="mnist_cnn")).unlink()
+
+
+def test_one_that_certifies_nothing_ends_after_a_few_images(half, some, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rounding, "PER_TERM", 30_000)
+    (row,) = certify.run(half, out=tmp_path, data=some, executions="A1").facts.rows
+    assert (row.images, row.certified, row.at_least, row.at_most) == (20, 0, 0, 1)
+    assert "none of 20 images" in capsys.readouterr().err
+
+
+def test_operators_that_are_not_covered_are_named_and_no_failure(half, some, tmp_path):
+    model = onnx.load(half.path)
+    for node in model.graph.node:
+        if node.op_type == "Relu":
+            node.op_type = "HardSwish"
+    strange = manifest.write(half.path, model.SerializeToString(), facts=half.facts, parents=half.parents)
+    result = command("certify", strange.path, "--data", some, "--out", tmp_path)
+    assert result.returncode == 0 and "not certified: HardSwish" in result.stdout
+    assert manifest.read(tmp_path / "mnist_cnn.certificate.json").facts.rows == []
+
+
+def test_a_certificate_of_another_file_or_other_images_is_not_told(half, some, few, tmp_path):
+    certify.run(half, out=tmp_path, data=some, executions="A1")
+    assert len(verify.run(half, data=some, gate=0).facts.certified) == 1
+    assert verify.run(half, data=str(few), gate=0).facts.certified == []
+    other = manifest.write(half.path, half.path.read_bytes() + b"\x7a\x00", facts=half.facts, parents=half.parents)
+    assert verify.run(other, data=some, gate=0).facts.certified == []
+
+
+def test_the_table(half, some, tmp_path):
+    result = command("certify", half.path, "--data", some, "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    for words in (
+        "execution",
+        "certified",
+        "and right",
+        "accuracy at least",
+        "bound, median",
+        "seconds",
+        "A1",
+        " of 60",
+    ):
+        assert words in result.stdout
+    as_json = json.loads(command("certify", half.path, "--data", some, "--out", tmp_path, "--json").stdout)
+    assert "A1" in json.dumps(as_json)
+
+
+@pytest.mark.parametrize("executions", ["B", "A1,A1", "A1,"])
+def test_executions_that_are_not_known_are_refused(chain, tmp_path, executions):
+    words = ["certify", chain / "mnist_cnn.fp16.onnx", "--out", tmp_path, "--executions", executions]
+    assert "expected some of A1,A,A1-float16-averages" in one_line(command(*words), 2)
+    with pytest.raises(UsageError):
+        certify.expect(executions=executions)
+    assert Path(tmp_path).is_dir()
