@@ -18,7 +18,7 @@ MOVES = ("Cast", "Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsque
 
 
 def parts(node: NodeProto, values: Mapping[str, torch.Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Any]:
-    """The fields of `operators.Linear` for a node; `values` are its graph's constants, `shapes` those without a batch."""
+    """The fields of `operators.Linear` for a node; `values` are constants, `shapes` tensors', without a batch."""
     shape = shapes[node.output[0]]
     zero = torch.zeros((), dtype=torch.float64)
     fields: dict[str, Any] = {"weight": zero + 1, "constant": zero, "terms": 0}

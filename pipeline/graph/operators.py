@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 SMALLEST_NORMAL = 2.0**-14  # float16's; IEEE 754 binary16
-KNOWN = (*linear.MOVES, "Conv", "Gemm", "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool", "Concat", "Relu", "Clip",
-         "MaxPool")  # fmt: skip
+SUMS = ("Conv", "Gemm", "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool")
+KNOWN = (*linear.MOVES, *SUMS, "Concat", "Relu", "Clip", "MaxPool")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,6 @@ def read(model: ModelProto) -> list[Operator]:
 
 def _read(node: NodeProto, values: Mapping[str, torch.Tensor], shapes: Mapping[str, list[int]]) -> Operator:
     names = {"inputs": [name for name in node.input if name and name not in values], "output": node.output[0]}
-    shape = shapes[node.output[0]]
     if node.op_type == "Relu":
         return ReluSum(**names, kinks=[(0.0, 1)], function=torch.relu)
     if node.op_type == "Clip":

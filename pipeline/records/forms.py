@@ -168,13 +168,14 @@ class Quantized(Graph, frozen=True):
     failures: Reasons
 
 
-class EngineLayer(Part, frozen=True):
-    """A layer as TensorRT tells it: element types or data formats of its inputs and outputs."""
+class EngineLayer(Part, omit_defaults=True, frozen=True):
+    """A layer as TensorRT tells it: element types or data formats of its inputs and outputs, and its kernel's name."""
 
     name: Words
     type: Words
     inputs: list[Words]
     outputs: list[Words]
+    kernel: Words = ""  # of a built engine
 
 
 class Engine(Form, frozen=True):

@@ -82,9 +82,25 @@ def inspected(report: str) -> list[EngineLayer]:
             type=each.get("LayerType", ""),
             inputs=[_format(tensor) for tensor in each.get("Inputs", [])],
             outputs=[_format(tensor) for tensor in each.get("Outputs", [])],
+            kernel=str(each.get("TacticName", "")),
         )
         for each in layers
     ]
+
+
+def accumulators(layers: list[EngineLayer]) -> dict[str, list[str]]:
+    """Names of an engine's convolutions and products by what their kernels sum in, as far as kernels' names tell.
+
+    NVIDIA doesn't document those names: this reports, and decides nothing. `f16f16_f16f16` sums in float16, `f16f32` in
+    float32.
+    """
+    found: dict[str, list[str]] = {}
+    for each in layers:
+        if any(part in each.type.lower() for part in ("conv", "gemm", "matrix")):
+            name = each.kernel.lower()
+            known = "float16" if "f16f16_f16f16" in name else "float32" if "f16f32" in name else "not told"
+            found.setdefault(known, []).append(each.name)
+    return found
 
 
 def _format(tensor: dict[str, object]) -> str:
