@@ -51,7 +51,16 @@ def test_only_what_an_option_touches_is_done_again_and_what_failed_is_not_skippe
     assert states(folder)["verify"] == "stale" and set(states(folder).values()) == {"fresh", "stale"}
     assert "failed: " in command("status", folder).stdout
     assert made(run(folder, few, "--gate", "0.9999")) == ["verify"], "what failed is not fresh"
-    assert made(run(folder, few, "--opset", "19")) == ["export", "fold", "half", "quantize", "build", "verify", "bench"]
+    assert made(run(folder, few, "--opset", "19")) == [
+        "export",
+        "fold",
+        "half",
+        "quantize",
+        "certify",
+        "build",
+        "verify",
+        "bench",
+    ]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_what_comes_after_is_run(folder, chain, few):
@@ -250,7 +259,7 @@ def test_a_stage_and_a_runtime_are_a_file_and_a_line_each(tmp_path, chain, few):
 
 
 def test_the_chain_is_ordered_by_its_stages():
-    assert stages.names() == ("train", "export", "fold", "half", "quantize", "build", "verify", "bench")
+    assert stages.names() == ("train", "export", "fold", "half", "quantize", "certify", "build", "verify", "bench")
     assert chains.inputs(stages.get("half")) == ["folded"] and chains.inputs(stages.get("verify")) == ["*"]
     assert set(stages.names()) < set(commands.COMMANDS)
 

@@ -38,10 +38,12 @@ class State:
         return State(values, radii, errors, self.overflows[index])
 
 
-def forward(operators: list[Operator], images: np.ndarray, execution: Execution, loose: State | None = None) -> State:
+def forward(
+    operators: list[Operator], images: np.ndarray, execution: Execution, loose: State | None = None, n: int = REACH
+) -> State:
     """Evaluate a graph on uint8 images `[n, c, h, w]`, with radii.
 
-    With `loose`, the same images' state, the radii of the last REACH ReLUs' inputs are bounded again, back to `waist`.
+    With `loose`, the same images' state, the radii at the first `n` ReLUs after `waist` are bounded again.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(images)).double()
     name, finite = operators[0].inputs[0], torch.zeros(len(images), dtype=torch.bool)
@@ -55,7 +57,8 @@ def forward(operators: list[Operator], images: np.ndarray, execution: Execution,
             value = each.apply(each.weight, *xs) + each.constant
             radius = (each.apply(each.weight.abs(), *es) + error) * (1 + OWN)
         elif isinstance(each, ReluSum):
-            if loose and number > start:
+            if loose and number > start and n > 0:
+                n -= 1
                 es[0] = state.radii[each.inputs[0]] = _tightened(operators, state, loose, each, start)
             value = each.function(xs[0])
             radius = torch.maximum(each.function(xs[0] + es[0]) - value, value - each.function(xs[0] - es[0]))
@@ -221,8 +224,9 @@ def certify(operators: list[Operator], images: np.ndarray, execution: Execution)
     bounds = improved(leads <= bounds, state, every, waist(operators))
     bounds = improved((leads <= bounds) | runner_up, state, every)
     hopeless = (bounds > HOPELESS * leads).any(1) | state.overflows
-    if len(left := ((leads <= bounds).any(1) & ~hopeless).nonzero()[:, 0]):
-        tight = forward(operators, images[left.numpy()], execution, state.rows(left))
-        bounds = improved((leads <= bounds) | runner_up, tight, left)
+    for n in (REACH - 1, REACH):  # the last ReLU costs most, and often is not needed
+        if len(left := ((leads <= bounds).any(1) & ~hopeless).nonzero()[:, 0]):
+            tight = forward(operators, images[left.numpy()], execution, state.rows(left), n)
+            bounds = improved((leads <= bounds) | runner_up, tight, left)
     certified = (leads > bounds).all(1) & ~state.overflows
     return Bounds(certified.numpy(), answers[:, 0].numpy(), bounds[runner_up].numpy())

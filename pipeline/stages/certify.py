@@ -154,6 +154,7 @@ class _Proof:
 
         done, before = self._resumed(), torch.get_num_threads()
         torch.set_num_threads(1)  # of each worker: batches, not operators, are shared out
+        host.keep_freed_memory()  # or the workers wait for each other at the system's page tables
         try:
             with (
                 ThreadPoolExecutor(host.cores()) as pool,
@@ -237,11 +238,10 @@ def _row(half: Artifact, split: ImageSet, execution: str, part: Parts) -> Certif
 
 def show(certificate: Artifact) -> None:
     """Print what is certified, by execution."""
-    facts = certificate.facts
+    facts, rows = certificate.facts, []
     if facts.unknown:
         console.result(f"not certified: {', '.join(facts.unknown)}")
         return
-    rows = []
     for row in facts.rows:
         cells = [row.execution, f"{row.certified:,} of {row.images:,}", f"{row.right:,}", f"{row.at_least:.2%}"]
         rows.append([*cells, f"{row.at_most:.2%}", f"{row.median:.2f}", f"{row.p99:.2f}", f"{row.seconds:.0f}"])

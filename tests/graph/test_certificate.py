@@ -413,3 +413,43 @@ def averages() -> onnx.ModelProto:
 @pytest.mark.parametrize("make", [long_sums, faint, averages])
 def test_no_adversary_goes_beyond_the_bounds_of_hard_sums(name, make):
     harm(certificate, operators.read(make()), pixels(10), rounding.EXECUTIONS[name])
+
+
+def in_half(model: onnx.ModelProto, images: np.ndarray, device: str) -> np.ndarray:
+    """A float16 graph's logits by PyTorch's own half kernels, operator by operator."""
+    constants = {t.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(t))) for t in model.graph.initializer}
+    values = {name: value.to(device) for name, value in constants.items()}
+    values[model.graph.input[0].name] = torch.from_numpy(images).to(device)
+    types = {onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.FLOAT16: torch.float16}
+    for node in model.graph.node:
+        x, *more = (values[name] for name in node.input if name)
+        given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        assert not any(given.get("pads", [])), "only what the shipped file has"
+        compute: dict[str, Callable[..., torch.Tensor]] = {
+            "Cast": lambda x, given: x.to(types[given["to"]]),
+            "Conv": lambda x, given, *more: torch.nn.functional.conv2d(x, *more, stride=given.get("strides", 1)),
+            "Relu": lambda x, given: torch.relu(x),
+            "MaxPool": lambda x, given: torch.nn.functional.max_pool2d(x, given["kernel_shape"], given["strides"]),
+            "AveragePool": lambda x, given: torch.nn.functional.avg_pool2d(x, given["kernel_shape"], given["strides"]),
+            "Reshape": lambda x, given, shape: x.reshape([len(x), *shape.tolist()[1:]]),
+        }
+        values[node.output[0]] = compute[node.op_type](x, given, *more)
+    return values[model.graph.output[0].name].cpu().numpy()
+
+
+CUDNN = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that PyTorch can use")
+
+
+@pytest.mark.parametrize("device, n", [("cpu", 100), pytest.param("cuda", 10_000, marks=CUDNN, id="cudnn")])
+def test_half_kernels_stay_within_the_bounds(release, digits, device, n):
+    """A's bounds: PyTorch adds the bias to a result that is already float16."""
+    model, allowed = load.load(manifest.read(release / "mnist_cnn.fp16.onnx")), rounding.EXECUTIONS["A"]
+    graph = operators.read(model)
+    for at in range(0, n, 100):
+        some = digits.images[at : at + 100]
+        state = certificate.forward(graph, some, allowed)
+        logits, radii = (held[graph[-1].output].numpy() for held in (state.values, state.radii))
+        received = in_half(model, some, device)
+        assert (np.abs(received - logits) <= radii).all()
+        bounds = certificate.certify(graph, some, allowed)
+        assert (received.argmax(1) == bounds.answers)[bounds.certified].all()

@@ -66,3 +66,14 @@ def test_an_inspector_that_cannot_tell_is_said_to_be_no_proof(capsys):
     assert "names no convolution and nothing in HALF" in capsys.readouterr().err
     layer_types.assert_inspected("try.onnx", layer_types.inspected(report(ten("CaskConvolution", HALF))), "HALF")
     assert not capsys.readouterr().err
+
+
+def test_accumulators_are_told_as_far_as_kernels_names_tell():
+    names = {
+        "a": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x128x32_stage4_warpsize2x2x1",
+        "b": "sm80_xmma_fprop_implicit_gemm_f16f16_f16f16_f16_nhwckrsc_nhwc_tilesize64x64x64_stage3_warpsize2x2x1",
+        "c": "__myl_CastMulConv_0x1f",
+    }
+    layers = [ten("CaskConvolution", HALF) | {"Name": name, "TacticName": kernel} for name, kernel in names.items()]
+    found = layer_types.inspected(report(*layers, ten("CaskPooling", HALF)))
+    assert layer_types.accumulators(found) == {"float32": ["a"], "float16": ["b"], "not told": ["c"]}
