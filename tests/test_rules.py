@@ -89,3 +89,16 @@ def test_the_readmes_table_is_the_releases_verification(release):
         latency = timed.get((row.form, row.runtime))
         cells.append(f"{latency.microseconds['p50']:.0f} µs" if latency else "–")
         assert f"| {' | '.join(cells)} |" in README
+
+
+def test_the_certificates_figures_are_the_committed_ones(release):
+    made = manifest.read(release / "mnist_cnn.certificate.json")
+    assert made.parents["mnist_cnn.fp16.onnx"] == manifest.read(release / "mnist_cnn.fp16.onnx").sha256
+    text = (ROOT / "docs/guarantees.md").read_text()
+    for row in made.facts.rows:
+        cells = [row.execution, f"{row.certified:,} of {row.images:,}", f"{row.right:,}", f"{row.at_least:.2%}"]
+        assert f"| {' | '.join([*cells, f'{row.at_most:.2%}', f'{row.median:.2f}', f'{row.p99:.2f}'])} |" in text
+    first = made.facts.rows[0]
+    assert first.execution == "A1" and first.certified >= 9980 and first.at_least >= 0.994
+    told = f"At least {first.at_least:.2%}".replace("%", " %"), f"{first.certified:,}", f"{first.right:,} of them right"
+    assert all(each in " ".join(README.split()) for each in told)
