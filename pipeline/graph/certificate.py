@@ -141,8 +141,11 @@ def moves(
 
 
 def going_back(operators: list[Operator]) -> float:
-    """Bound how far `moves` rounds, in float32, relative to the radius of the sum that the forward pass gives."""
-    return 4 * 2.0**-24 * sum(8 + (each.terms if isinstance(each, Linear) else 0) for each in operators)
+    """Bound how far `moves` rounds, in float32, relative to the radius of the sum that the forward pass gives.
+
+    Every operator adds one rounding for each product of a gradient's sum, and a few; twice that, as they multiply up.
+    """
+    return 2 * 2.0**-24 * sum(8 + (each.fan_out if isinstance(each, Linear) else 0) for each in operators)
 
 
 def _total(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,12 @@ class Linear(Node):
     constant: torch.Tensor
     averages: bool = False
 
+    @property
+    def fan_out(self) -> int:
+        """At most how many results a value is a factor of; so many products a gradient's sum has."""
+        depthwise = self.averages or self.weight.ndim < 2
+        return self.terms if depthwise else self.weight[:, 0].numel()
+
 
 @dataclass(frozen=True)
 class ReluSum(Node):
@@ -92,16 +98,21 @@ Operator = Linear | ReluSum | MaxPool
 def unknown(model: ModelProto) -> list[str]:
     """Return the names of operators, and of settings of known ones, that `read` does not take; sorted."""
     values, problems = edit.weights(model), set()
+    shapes = {name: load.shape(value)[1:] for name, value in load.values(model).items()}
     for node in model.graph.node:
         variable = [name for name in node.input if name and name not in values]
         if node.op_type not in (*KNOWN, "Constant"):
             problems.add(node.op_type)
+        elif node.output[0] not in shapes:
+            problems.add(f"{node.op_type} of unknown shape")
         elif attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or attribute(node, "ceil_mode", 0):
             problems.add(f"{node.op_type} with auto_pad or ceil_mode")
         elif node.op_type in ("Conv", "AveragePool", "MaxPool") and len(_square(node, values)) != 2:
             problems.add(f"{node.op_type} in other than two dimensions")
         elif len(variable) != 1 and not (node.op_type in ("Add", "Sub", "Concat") and len(variable) == len(node.input)):
             problems.add(f"{node.op_type} of {len(variable)} computed values")
+        elif node.op_type in ("Add", "Sub", "Mul") and any(shapes.get(x) != shapes[node.output[0]] for x in variable):
+            problems.add(f"{node.op_type} that repeats a computed value")
         elif node.op_type == "Clip" and np.greater(*_bounds(node, values)):
             problems.add("Clip with min over max")
         elif (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1, 1):

@@ -54,8 +54,10 @@ def own_error(each: Linear, execution: Execution, xs: list[torch.Tensor], es: li
     if each.averages and execution.float16_averages:
         loss = ROUNDING * (each.terms + 2)
         error = (products * loss + eta * (each.terms + 2)) / (1 - loss) if loss < 0.5 else products + torch.inf
+    flushed = constant * (constant < SMALLEST_NORMAL) * execution.flushes
     if execution.flushes and not each.averages:
-        error = error + each.apply(each.weight.abs() * (each.weight.abs() < SMALLEST_NORMAL), *reach)
+        flushed = flushed + each.apply(each.weight.abs() * (each.weight.abs() < SMALLEST_NORMAL), *reach)
+    error = error + flushed
     largest = size + error
     if execution.bias_apart and each.constant.any():
         error = error + ROUNDING * (size + constant + error) + eta
@@ -63,5 +65,5 @@ def own_error(each: Linear, execution: Execution, xs: list[torch.Tensor], es: li
     if each.averages and execution.float16_averages:
         largest = products * each.terms + error
     error = error + ROUNDING * (size + error) + eta
-    error = torch.where(products == 0, 0, error)  # nothing but zeros: the constant as it is
+    error = torch.where(products == 0, flushed, error)  # nothing but zeros: the constant as it is
     return torch.where(largest + error > LARGEST, torch.inf, error + OWN * (products + constant))
