@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import webbrowser
@@ -19,7 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.machine import extras as installs
 from pipeline.runtimes import classifier as models
 
-NEEDS = ("onnxruntime", "PIL")
+NEEDS = ("onnxruntime", "PIL", "cv2")
 HOST = "127.0.0.1"  # unreachable from other machines
 CANVAS = 280  # pixels a side, one byte each, 0 to 255
 HEADERS = {
@@ -67,18 +68,19 @@ def server(loaded: models.Classifier, port: int) -> ThreadingHTTPServer:
 
 def answer(loaded: models.Classifier, drawing: bytes) -> dict[str, Any]:
     """Classify a drawing, one byte a pixel, `CANVAS` a side, light on dark; the result is ready for JSON."""
-    pixels, _ = digits.prepare(np.frombuffer(drawing, np.uint8).reshape(CANVAS, CANVAS))
-    if not pixels.any():
+    (digit,) = digits.find(np.frombuffer(drawing, np.uint8).reshape(CANVAS, CANVAS), one=True)
+    if digit.remark == digits.NONE:
         return {"empty": True}
     begun = time.perf_counter_ns()
-    logits = loaded(pixels)
+    logits = loaded(digit.pixels)
     microseconds = (time.perf_counter_ns() - begun) / 1000
     probabilities = models.softmax(logits)[0]
     return {
         "answer": loaded.classes[int(probabilities.argmax())],
         "probabilities": [round(float(each), 6) for each in probabilities],
         "microseconds": round(microseconds, 1),
-        "pixels": pixels.ravel().tolist(),  # as the model sees it
+        "pixels": digit.pixels.ravel().tolist(),  # as the model sees it
+        "remark": digit.remark,
         "file": loaded.record.name,
     }
 
@@ -117,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Refuse requests by another name than this machine's own: a page elsewhere may have its name point here."""
         if not super().parse_request():
             return False
-        if self.headers.get("Host", "").partition(":")[0] in (HOST, "localhost"):
+        if re.fullmatch(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", self.headers.get("Host", ""), re.ASCII):
             return True
         self._send(403, "text/plain", b"only for this machine\n")
         return False

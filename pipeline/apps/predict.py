@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from pipeline import console
-from pipeline.data import pictures
+from pipeline.data import digits, pictures
 from pipeline.errors import UsageError
 from pipeline.machine import extras as installs
 from pipeline.measure import statistics
@@ -19,7 +19,8 @@ from pipeline.records.manifest import Artifact
 from pipeline.records.reports import Prediction, Predictions
 from pipeline.runtimes import classifier as models
 
-NEEDS = ("onnxruntime", "PIL")
+NEEDS = ("onnxruntime", "PIL", "cv2")
+SURE, UNSURE = 0.7, "unsure"  # the probability under which a digit's answer is doubtful, and the remark
 SHOWN = 40  # rows of a table; --json has them all
 
 
@@ -27,14 +28,17 @@ def run(
     *paths: Path,
     model: Annotated[Path, "Model file to use."] = Path("artifacts/mnist_cnn.onnx"),
     as_is: Annotated[bool, "Use the pixels unchanged; pictures must have the model's input size."] = False,
+    one: Annotated[bool, "Take all the ink of a picture as one digit."] = False,
+    strict: Annotated[bool, "Exit with 1 if an answer is doubtful, too: has a remark."] = False,
     threads: Annotated[int | None, "Threads to use; by default as many as there are cores."] = None,
 ) -> Artifact:
-    """Classify pictures: PNG, JPEG, IDX files, or folders of them. Folders named by label give accuracy.
+    """Classify pictures: what Pillow reads, IDX files, or folders of them. Folders named by label give accuracy.
 
-    A picture is resized to the model's input. Digits are prepared as MNIST's were: dark on light or light on dark, put
-    into a 20 × 20 box and centred by mass; one digit a picture, on even paper.
+    A picture is resized to the model's input. Of a model of digits, every digit in it is found, dark on light or light
+    on dark, and prepared as MNIST's were: put into a 20 × 20 box and centred by mass. An answer that is doubtful has a
+    remark, such as "other marks beside it".
 
-    Pictures that can't be read are left out; the exit code is then 1.
+    Every file and every frame of it is answered, or named and left out; the exit code is then 1.
 
     Raises UsageError if none can be read.
     """
@@ -43,12 +47,14 @@ def run(
     failures: list[str] = []
     with models.load(model, threads=threads) as loaded, console.progress(None, "image", "predict") as bar:
         record = loaded.record
-        remaining = pictures.find(paths, record.facts.model, as_is, failures)
+        remaining = pictures.find(paths, record.facts.model, as_is, failures, one)
         while batch := list(islice(remaining, models.BATCH)):
             rows += _predictions(batch, loaded)
             bar.update(len(batch))
     if not rows:
         raise UsageError("; ".join(failures))
+    if strict:
+        failures += [f"{row.image}: {row.remark}" for row in rows if row.remark]
     facts = Predictions(
         model=record.name, sha256=record.sha256, images=len(rows), **_score(rows), failures=failures, rows=rows
     )
@@ -61,9 +67,10 @@ def _predictions(batch: list[pictures.Picture], loaded: models.Classifier) -> It
         yield Prediction(
             image=picture.name,
             label=picture.label,
-            prediction=None if picture.remark == pictures.NONE else loaded.classes[int(chances.argmax())],
-            remark=picture.remark,
+            prediction=None if picture.remark == digits.NONE else loaded.classes[int(chances.argmax())],
+            remark=picture.remark or (UNSURE if picture.box and chances.max() < SURE else None),
             probabilities={name: round(float(p), 6) for name, p in zip(loaded.classes, chances, strict=True)},
+            box=list(picture.box) if picture.box else None,
         )
 
 
@@ -88,11 +95,12 @@ def show(predictions: Artifact) -> None:
     for row in chosen[:SHOWN]:
         (first, sure), (second, less) = sorted(row.probabilities.items(), key=lambda item: -item[1])[:2]
         cells = [first, f"{sure:.1%}", f"{second} {less:.1%}"] if row.prediction else ["–"] * 3
-        table.append([row.image, row.label or "–", *cells, row.remark or ""])
-    headers = ["image", "label", "answer", "probability", "next", "remark"]
-    if not any(row[-1] for row in table):
-        headers, table = headers[:-1], [row[:-1] for row in table]
-    console.table(headers, table, title=title, spare=("next",))
+        box = "{} {} – {} {}".format(*row.box) if row.box else ""
+        table.append([row.image, row.label or "–", *cells, box, row.remark or ""])
+    headers = ["image", "label", "answer", "probability", "next", "box", "remark"]
+    shown = [n for n, header in enumerate(headers) if n < 5 or any(row[n] for row in table)]
+    table = [[row[n] for n in shown] for row in table]
+    console.table([headers[n] for n in shown], table, title=title, spare=("next", "box"))
     if len(chosen) > SHOWN:
         console.result(f"and {len(chosen) - SHOWN} more; --json has them all")
     if facts.accuracy is not None:

@@ -32,9 +32,15 @@ def read(path: Path) -> np.ndarray:
 
 
 def labels(images: Path) -> np.ndarray | None:
-    """Read the label file beside an IDX image file, `*labels*idx1*` for `*images*idx3*`; None if there is none."""
-    path = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
-    return read(path) if path != images and path.is_file() else None
+    """Read the label file beside an IDX image file; None if there is none."""
+    path = labels_beside(images)
+    return read(path) if path and path.is_file() else None
+
+
+def labels_beside(images: Path) -> Path | None:
+    """Return where the labels of an IDX image file are expected: `*labels*idx1*` for `*images*idx3*`."""
+    name = images.name.replace("images", "labels").replace("idx3", "idx1")
+    return images.with_name(name) if name != images.name else None
 
 
 def content(path: Path) -> bytes:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,26 +17,31 @@ from pipeline.data import digits, idx
 from pipeline.errors import UsageError, reason
 from pipeline.records.forms import ModelCard
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", "idx3-ubyte", "idx3-ubyte.gz")
-LARGEST = 50_000_000  # pixels: a photograph has fewer
-NONE, SEVERAL = "no digit found", "several digits?"
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LARGEST = 120_000_000  # pixels: a phone's photograph has 108 million at most
+FRAMES = 500  # of a file; of more, those after it are left out
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: where it is from, its pixels as the model takes them, and its label where that is known."""
+    """What a model is asked about: where it is from, pixels as the model takes them, and its label if that is known."""
 
     name: str
     pixels: np.ndarray  # uint8 [channels, height, width]
-    label: str | None
-    remark: str | None  # why the model's answer is doubtful: NONE or SEVERAL
+    label: str | None = None
+    remark: str | None = None  # why the model's answer is doubtful
+    box: tuple[int, ...] | None = None  # of a digit: left, top, right, bottom
 
 
-def find(paths: Sequence[Path], card: ModelCard, as_is: bool, failures: list[str]) -> Iterator[Picture]:
+def find(
+    paths: Sequence[Path], card: ModelCard, as_is: bool, failures: list[str], one: bool = False
+) -> Iterator[Picture]:
     """Yield the pictures in files and folders, each once, by name; a folder named as a class labels what is in it.
 
-    A picture that can't be read is left out and the reason appended to `failures`. Raises UsageError for a missing path
-    and for a folder without any picture.
+    Each digit of a picture is one, and each frame of a file. What can't be read is left out and the reason appended to
+    `failures`. Raises UsageError for a missing path and for a folder without any file.
     """
     files: dict[Path, tuple[Path, str | None]] = {}
     for path in paths:
@@ -42,11 +51,17 @@ def find(paths: Sequence[Path], card: ModelCard, as_is: bool, failures: list[str
     for file, label in files.values():
         try:
             if "ubyte" in file.name:
-                images = _idx(file, card.classes)
-            else:
-                images = [(str(file), read(file, card.input[0], digit=card.prepare == "digit"), label)]
-            for entry in images:
-                yield _prepared(*entry, card, as_is)
+                for name, image, its in _idx(file, card.classes):
+                    yield from _prepared(name, image, its, card, as_is, True)
+                continue
+            with _opened(file) as opened:
+                frames = getattr(opened, "n_frames", 1)
+                if frames > FRAMES:
+                    failures.append(f"{file}: has {frames} frames: those after {FRAMES} are left out")
+                for frame in range(min(frames, FRAMES)):
+                    name = str(file) if frames == 1 else f"{file}#{frame + 1}"
+                    opened.seek(frame)
+                    yield from _prepared(name, _upright(opened), label, card, as_is, one)
         except UsageError as error:
             failures.append(str(error))
         except OSError as error:
@@ -54,16 +69,22 @@ def find(paths: Sequence[Path], card: ModelCard, as_is: bool, failures: list[str
 
 
 def _files(path: Path) -> list[Path]:
-    """List the pictures in a folder, except hidden ones; a file is taken whatever it is called."""
+    """List the files in a folder, except those passed over and the labels beside an IDX file's images."""
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.name.lower().endswith(ENDINGS) and file.is_file())
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files = {file for file in path.rglob("*") if file.is_file()}
+    files -= {labels for file in files if (labels := idx.labels_beside(file))}
+    files = {file for file in files if not any(map(is_passed_over, file.relative_to(path).parts))}
     if not files:
-        raise UsageError(f"{path}: has no picture in it: expected {', '.join(ENDINGS)}")
-    return files
+        raise UsageError(f"{path}: has no picture in it")
+    return sorted(files)
+
+
+def is_passed_over(name: str) -> bool:
+    """Tell whether a file or folder is hidden, or one that a system puts into folders of pictures."""
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _idx(path: Path, classes: Sequence[str]) -> list[tuple[str, np.ndarray, str | None]]:
@@ -79,62 +100,116 @@ def _idx(path: Path, classes: Sequence[str]) -> list[tuple[str, np.ndarray, str 
     return [(f"{path}[{number}]", *each) for number, each in enumerate(zip(images, names, strict=True))]
 
 
-def _prepared(name: str, image: np.ndarray, label: str | None, card: ModelCard, as_is: bool) -> Picture:
-    """Return a picture `[height, width]` or `[height, width, channels]` as the model takes it."""
-    _, height, width = card.input
-    if as_is and image.shape[:2] != (height, width):
-        size = f"{image.shape[1]} × {image.shape[0]}"
-        raise UsageError(f"{name}: --as-is expects {width} × {height} pixels, received {size}")
-    if card.prepare != "digit":
-        return Picture(name, resized(image, card.input), label, None)
-    pixels, several = (image, False) if as_is else digits.prepare(image)
-    remark = NONE if not pixels.any() else SEVERAL if several else None
-    return Picture(name, pixels[None], label, remark)
+def _prepared(
+    name: str, image: np.ndarray | Image, label: str | None, card: ModelCard, as_is: bool, one: bool
+) -> Iterator[Picture]:
+    """Yield a picture, uint8 `[height, width]` or Pillow's, as the model takes it: of digits, each."""
+    height, width = image.shape if isinstance(image, np.ndarray) else image.size[::-1]
+    if as_is and [height, width] != list(card.input[1:]):
+        expected = f"{card.input[2]} × {card.input[1]}"
+        raise UsageError(f"{name}: --as-is expects {expected} pixels, received {width} × {height}")
+    if as_is or card.prepare != "digit":
+        yield Picture(name, resized(image, card.input), label)
+        return
+    found = digits.find(image if isinstance(image, np.ndarray) else _Sheet(image), one)
+    for number, digit in enumerate(found, 1):
+        own = f"{name}[{number}]" if len(found) > 1 else name
+        yield Picture(own, digit.pixels[None], label, digit.remark, digit.box)
 
 
-def read(path: Path, channels: int, *, digit: bool = False) -> np.ndarray:
-    """Read a picture file, upright, as uint8 `[height, width]` or, for 3 channels, `[height, width, 3]`.
+def read(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """Read a picture file, upright, as uint8 `[channels, height, width]` of the given shape.
 
-    Of a digit, transparent parts become white, and more than 8 bits a pixel are stretched to the range 0 to 255.
     Raises UsageError for a file that is no picture, damaged or too large.
     """
-    from PIL import Image, ImageOps
+    with _opened(path) as file:
+        return resized(_upright(file), shape)
 
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """Open a picture file; what goes wrong with it, here or in the block, is a UsageError. No warnings of libraries."""
+    from PIL import Image
+
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST is stricter
-            file = Image.open(path)
-        with file:
-            if file.width * file.height > LARGEST:
-                raise UsageError(f"{path}: has {file.width} × {file.height} pixels: expected {LARGEST:,} at most")
-            picture = ImageOps.exif_transpose(file)
-            if digit and picture.mode.startswith(("I", "F")):
-                values = np.asarray(picture, np.float64)
-                return np.rint(255 * (values - values.min()) / max(np.ptp(values), 1e-9)).astype(np.uint8)
-            if digit and ("A" in picture.getbands() or "transparency" in picture.info):
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-            if picture.mode.startswith("I;16"):  # `convert` would clip: by the type's range, not the picture's
-                picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-            return np.asarray(picture.convert(_mode(channels)))
+            warnings.simplefilter("ignore")
+            with Image.open(path) as file:
+                if file.width * file.height > LARGEST:
+                    raise UsageError(f"{path}: has {file.width} × {file.height} pixels: expected {LARGEST:,} at most")
+                yield file
     except UsageError:
         raise
     except Exception as error:  # decoders of damaged files fail in any way: struct.error, SyntaxError, zlib.error...
         raise UsageError(f"{path}: expected a picture: {reason(error)}") from error
 
 
-def resized(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Resize a uint8 image `[height, width]` or `[height, width, 3]` to `shape`, `[channels, height, width]`."""
+def _upright(file: Image) -> Image:
+    """Load a frame, turned as its EXIF data say; a copy only if they say so and there are more frames."""
+    from PIL import ImageOps
+
+    file.load()
+    single = getattr(file, "n_frames", 1) == 1
+    return ImageOps.exif_transpose(file, in_place=single) or file if file.getexif().get(0x0112, 1) != 1 else file
+
+
+class _Sheet:
+    """A picture that is converted to uint8 `[height, width]` or `[height, width, 3]` by parts, as they are sliced.
+
+    More than 8 bits a pixel are stretched; what is no number there is background. Behind transparent parts is white if
+    the others are dark, else black.
+    """
+
+    def __init__(self, picture: Image) -> None:
+        self.picture, self.numbers = picture, picture.mode.startswith(("I", "F"))
+        self.clear = "A" in picture.getbands() or "transparency" in picture.info
+        grey = self.numbers or (picture.mode in ("1", "L") and not self.clear)
+        self.shape = picture.size[::-1] if grey else (*picture.size[::-1], 3)
+        if self.numbers:
+            values = np.asarray(_sample(picture), np.float64)
+            values = values[np.isfinite(values)] if np.isfinite(values).any() else np.zeros(1)
+            self.low, self.range, self.usual = values.min(), max(np.ptp(values), 1e-9), np.median(values)
+        elif self.clear:
+            *_, alpha = pixels = np.asarray(_sample(picture).convert("RGBA"), np.float64).reshape(-1, 4).T
+            dark = (pixels[:3].mean(0) * alpha).sum() <= 127 * alpha.sum()
+            self.ground = (255, 255, 255, 255) if dark else (0, 0, 0, 255)
+
+    def __getitem__(self, at: tuple[slice, slice]) -> np.ndarray:
+        from PIL import Image
+
+        (top, bottom, _), (left, right, _) = (each.indices(n) for each, n in zip(at, self.shape, strict=False))
+        part = self.picture.crop((left, top, right, bottom))
+        if self.numbers:
+            values = np.asarray(part, np.float32)
+            values = np.where(np.isfinite(values), values, self.usual)
+            return np.rint(255 * ((values - self.low) / self.range).clip(0, 1)).astype(np.uint8)
+        if self.clear:
+            part = Image.alpha_composite(Image.new("RGBA", part.size, self.ground), part.convert("RGBA"))
+        return np.asarray(part.convert("RGB" if len(self.shape) == 3 else "L"))
+
+
+def _sample(picture: Image) -> Image:
+    """Return about a million pixels, or all of a smaller picture."""
+    step = max(1, math.isqrt(picture.width * picture.height // 1_000_000))
+    return picture.resize((max(1, picture.width // step), max(1, picture.height // step)), 0)  # the nearest
+
+
+def resized(image: np.ndarray | Image, shape: Sequence[int]) -> np.ndarray:
+    """Resize a picture, Pillow's or uint8 `[height, width]`, to uint8 `[channels, height, width]`.
+
+    16 bits are scaled by the type's range. UsageError for a model of neither 1 nor 3 channels.
+    """
     from PIL import Image
 
     channels, height, width = shape
-    picture = Image.fromarray(image).convert(_mode(channels))
+    if channels not in (1, 3):
+        raise UsageError(f"expected a model of pictures, with 1 or 3 channels; this one takes {channels}")
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    if picture.mode.startswith("I;16"):  # `convert` would clip
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode != (mode := "L" if channels == 1 else "RGB"):
+        picture = picture.convert(mode)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(height, width, channels).transpose(2, 0, 1)
-
-
-def _mode(channels: int) -> str:
-    """Return Pillow's mode for pictures with so many channels. UsageError if it has none that fits."""
-    if channels not in (1, 3):
-        raise UsageError(f"expected a model of pictures, with 1 or 3 channels; this one takes {channels}")
-    return "L" if channels == 1 else "RGB"

@@ -17,7 +17,6 @@ from pipeline.errors import UsageError, reason
 
 ROOT = Path("data")  # what is fetched by name goes below it
 TORCHVISION = "torchvision:"
-CLUTTER = (".", "thumbs.db", "desktop.ini")  # hidden files, and what file managers leave in a folder
 RATIO = 10  # to which an .npz over idx.LIMIT may be packed: pictures hardly are, bombs are
 EXPECTED = (
     "mnist, torchvision:NAME, an .npz, an IDX file *images*idx3* beside its labels, a folder with IDX files, "
@@ -127,14 +126,14 @@ def _class_folders(folder: Path, shape: Sequence[int], classes: Sequence[str]) -
             f"{folder}: expected a folder for each class of the model: missing {missing[:200]}; other {more[:200]}"
         )
     files = [(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).iterdir())]
-    files = [(path, label) for path, label in files if path.is_file() and not path.name.lower().startswith(CLUTTER)]
+    files = [each for each in files if each[0].is_file() and not pictures.is_passed_over(each[0].name)]
     empty = [name for label, name in enumerate(classes) if label not in {each for _, each in files}]
     if empty:
         raise UsageError(f"{folder / empty[0]}: has no pictures: expected some of each class")
     images = np.empty((len(files), *shape), np.uint8)
     with console.progress(len(files), "picture", str(folder)) as bar:
         for image, (path, _) in zip(images, files, strict=True):
-            image[:] = pictures.resized(pictures.read(path, shape[0]), shape)
+            image[:] = pictures.read(path, shape)
             bar.update()
     return images, np.array([label for _, label in files], np.int64)
 

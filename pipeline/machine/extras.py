@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.errors import PipelineError, UsageError
 
 # The extra of pyproject.toml that brings a module; `host` brings the others.
-EXTRAS = {"optuna": "sweep", "tensorrt_rtx": "tensorrt-rtx", "PIL": "demo", "model_signing": "sign", "OpenSSL": "sign"}
+EXTRAS = {"optuna": "sweep", "tensorrt_rtx": "tensorrt-rtx", "PIL": "demo", "cv2": "demo"}
+EXTRAS |= {"model_signing": "sign", "OpenSSL": "sign"}
 
 
 def missing(modules: Iterable[str]) -> list[str]:

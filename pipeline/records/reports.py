@@ -216,6 +216,7 @@ class Prediction(Part, frozen=True):
     prediction: str | None
     remark: str | None
     probabilities: dict[str, Share]
+    box: Annotated[list[int], Meta(min_length=4, max_length=4)] | None = None  # left, top, right, bottom, of a digit
 
 
 class Predictions(Facts, omit_defaults=True, kw_only=True, frozen=True):

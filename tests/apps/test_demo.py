@@ -106,7 +106,9 @@ def test_what_is_not_its_own_is_refused(served):
     assert ask(served, "POST", "/predict", b"short")[0] == 400
     assert ask(served, "POST", "/elsewhere", bytes(demo.CANVAS**2))[0] == 400
     assert ask(served, "POST", "/predict", **{"Content-Length": "-1"})[0] == 400
-    for host, status in (("evil.example", 403), ("localhost.evil.example:80", 403), ("localhost", 200)):
+    refused = ("evil.example", "localhost.evil.example:80", "localhost:80.evil.example", "localhost:", "::1", "")
+    own = ("localhost", "localhost:9000", "127.0.0.1:9000", "[::1]:9000", "[::1]")  # as through `ssh -L 9000:…`
+    for host, status in (*((host, 403) for host in refused), *((host, 200) for host in own)):
         assert ask(served, "GET", "/", Host=host)[0] == status
         assert ask(served, "POST", "/predict", bytes(demo.CANVAS**2), Host=host)[0] == status
     status, page, headers = ask(served, "GET", "/")

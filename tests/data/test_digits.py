@@ -9,7 +9,7 @@ from pipeline.runtimes.classifier import load
 
 
 def prepare(image: np.ndarray) -> np.ndarray:
-    return preparation.prepare(image)[0]
+    return preparation.find(image, one=True)[0].pixels
 
 
 def enlarged(image: np.ndarray, times: int) -> np.ndarray:
@@ -27,7 +27,7 @@ def noisy(image: np.ndarray, deviation: float) -> np.ndarray:
 
 def test_mnists_own_images_stay_as_they_are(digits):
     for image in digits.images[:, 0]:
-        assert prepare(image) is image
+        assert np.array_equal(prepare(image), image)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,16 @@ def test_an_empty_sheet_is_empty(value):
     assert not prepare(sheet).any() and not prepare(noisy(sheet, 4)).any()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 2), (28, 28), (2000, 30)])
+def test_a_mnist_image_saved_as_colours_is_one_too(digits):
+    assert np.array_equal(prepare(np.stack([digits.images[0, 0]] * 3, axis=2)), digits.images[0, 0])
+
+
+def test_specks_are_no_digits():
+    specks = np.where(np.random.default_rng(3).random((500, 500)) < 0.002, np.uint8(0), np.uint8(255))
+    assert [digit.remark for digit in preparation.find(specks)] == [preparation.NONE]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (3, 2), (28, 28), (2000, 30), (30, 40, 3), (1, 9, 3)])
 def test_any_size_gives_28_by_28(shape):
     image = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
     assert prepare(image).shape == (28, 28)

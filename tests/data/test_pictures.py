@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from pipeline.data import digits as finder
 from pipeline.data import idx, pictures
 from pipeline.errors import UsageError
 from pipeline.records.forms import ModelCard
 from pipeline.runtimes.classifier import load
 from pipeline.training import models
+from tests.support import ROOT, surroundings
 
 CARD = models.get("mnist_cnn").card("mnist_cnn")
 COLOURS = msgspec.structs.replace(CARD, prepare="resize", input=[3, 28, 28], mean=[0, 0, 0], std=[1, 1, 1])
@@ -73,14 +77,14 @@ def test_as_is_changes_nothing_and_takes_nothing_else(digits, tmp_path, card, su
 def test_sixteen_bits_are_scaled_by_the_types_range(tmp_path):
     """As X-ray pictures come: dark in 16 bits is dark in 8, whatever else is in the picture."""
     Image.fromarray(np.full((28, 28), 0x4000, np.uint16)).save(tmp_path / "x.png")
-    assert (pictures.read(tmp_path / "x.png", 1) == 63).all()
+    assert (pictures.read(tmp_path / "x.png", (1, 28, 28)) == 63).all()
 
 
 def test_a_damaged_or_huge_picture_is_left_out_with_the_reason(tmp_path):
     (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
-    Image.new("1", (10_000, 6_000)).save(tmp_path / "huge.png")
+    Image.new("1", (20_000, 6_001)).save(tmp_path / "huge.png")
     found, (damaged, huge) = find(tmp_path)
-    assert not found and "damaged.png: expected a picture" in damaged and "10000 × 6000 pixels" in huge
+    assert not found and "damaged.png: expected a picture" in damaged and "20000 × 6001 pixels" in huge
 
 
 def test_a_path_without_pictures_and_a_model_of_other_channels_are_refused(tmp_path):
@@ -89,13 +93,66 @@ def test_a_path_without_pictures_and_a_model_of_other_channels_are_refused(tmp_p
             find(path)
     Image.new("L", (30, 30)).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="takes 4"):
-        pictures.read(tmp_path / "a.png", 4)
+        pictures.read(tmp_path / "a.png", (4, 28, 28))
 
 
-def test_no_digit_and_several_are_remarked(seven, tmp_path):
+def test_each_digit_is_one_unless_a_single_one_is_asked_for(seven, tmp_path):
     for name, image in (("none", np.zeros_like(seven)), ("one", seven), ("two", np.hstack([seven, seven]))):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
-    assert [picture.remark for picture in find(tmp_path)[0]] == [pictures.NONE, None, pictures.SEVERAL]
+    found = [(Path(picture.name).name, picture.remark) for picture in find(tmp_path)[0]]
+    assert found == [("none.png", finder.NONE), ("one.png", None), ("two.png[1]", None), ("two.png[2]", None)]
+    single = list(pictures.find([tmp_path], CARD, False, [], one=True))
+    assert [picture.remark for picture in single] == [finder.NONE, None, finder.SEVERAL]
+
+
+@pytest.mark.parametrize("ending", ["jpg", "jfif", "jp2", "avif", "ppm", "webp", "tif", "gif", "bmp", "nothing-known"])
+def test_a_file_is_read_by_what_it_holds_by_name_and_by_folder(seven, tmp_path, ending):
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / f"seven.{ending}"
+    kind = {"jfif": "JPEG", "nothing-known": "PNG"}.get(ending)
+    try:
+        Image.fromarray(255 - seven).save(path, kind)
+    except (OSError, KeyError, ValueError):
+        pytest.skip("this Pillow can't write it")
+    (by_name,), (by_folder,) = (find(each)[0] for each in (path, path.parent))
+    assert by_name.name == by_folder.name and np.array_equal(by_name.pixels, by_folder.pixels) and not by_name.remark
+
+
+def test_a_folder_names_what_is_no_picture_and_passes_over_what_a_system_puts_there(seven, tmp_path):
+    Image.fromarray(seven).save(tmp_path / "seven.png")
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "notes.txt", "photo.heic"):
+        (tmp_path / name).write_text("no picture")
+    found, failures = find(tmp_path)
+    assert len(found) == 1 and [Path(each.partition(":")[0]).name for each in failures] == ["notes.txt", "photo.heic"]
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif", "mpo"])
+def test_every_frame_is_one_and_what_is_left_out_is_said(seven, tmp_path, ending, monkeypatch):
+    first, *others = (Image.fromarray(np.rot90(seven, turns)) for turns in range(3))
+    first.save(tmp_path / f"a.{ending}", save_all=True, append_images=others)
+    assert [Path(each.name).name for each in find(tmp_path)[0]] == [f"a.{ending}#{number}" for number in (1, 2, 3)]
+    monkeypatch.setattr(pictures, "FRAMES", 2)
+    found, (said,) = find(tmp_path)
+    assert len(found) == 2 and "has 3 frames: those after 2 are left out" in said
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_memory_stays_under_three_times_the_picture(tmp_path, mode):
+    """48 megapixels, in a process of its own, beyond what the same takes of a small picture."""
+    sheet = Image.new(mode, (8000, 6000), "white")
+    ImageDraw.Draw(sheet).line([(3000, 2000), (3400, 2000), (3150, 2700)], "black", 60)
+    sheet.save(tmp_path / "large.jpg")
+    sheet.resize((800, 600)).save(tmp_path / "small.jpg")
+    code = (
+        "import re, sys; from pipeline.apps import predict; from pathlib import Path; "
+        "assert predict.run(Path(sys.argv[1])).facts.rows[0].prediction == '7'; "
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])"
+    )
+    kilobytes = [
+        int(subprocess.check_output([sys.executable, "-c", code, tmp_path / name], cwd=ROOT, env=surroundings()))
+        for name in ("small.jpg", "large.jpg")
+    ]
+    assert (kilobytes[1] - kilobytes[0]) * 1024 < 3 * 48_000_000 * len(mode)
 
 
 def test_each_picture_is_taken_once_and_hidden_ones_are_not(tmp_path):

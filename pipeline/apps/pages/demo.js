@@ -25,7 +25,7 @@ function clear() {
 function show(result) {
   const chances = result.probabilities || new Array(bars.children.length).fill(0);
   answer.textContent = result.empty ? "–" : result.answer;
-  latency.textContent = result.empty ? "\u00a0" : `${result.microseconds.toFixed(0)} µs in ${result.file}, one thread`;
+  latency.textContent = result.empty ? "\u00a0" : `${result.microseconds.toFixed(0)} µs in ${result.file}, one thread${result.remark ? `; ${result.remark}` : ""}`;
   chances.forEach((chance, digit) => {
     const row = bars.children[digit];
     row.querySelector("i").style.width = `${100 * chance}%`;
