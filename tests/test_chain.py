@@ -97,7 +97,7 @@ def test_other_code_versions_and_parents_make_it_and_what_follows_stale(folder, 
     assert [found[name] for name in ("fold", "half", "verify", "bench")] == ["fresh", "stale", "stale", "stale"]
     assert why in " ".join(command("status", folder).stdout.split())
     if "code" in change:
-        assert made(run(folder, few)) == ["half", "build", "verify", "bench"]
+        assert made(run(folder, few)) == ["half", "certify", "build", "verify", "bench"]
         assert set(states(folder).values()) == {"fresh"}
 
 

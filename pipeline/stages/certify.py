@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.graph.operators import Operator
 
 KIND, FILE = "certificate", "{model}.certificate.json"
-NEEDS = ("torch",)
+NEEDS = ("torch", "safetensors")
 PROBE, BATCH, CHUNK = 20, 50, 500  # images to try first, at once, and between two savings
 EXECUTIONS = ("A1", "A", "A1-float16-averages")  # those of docs/guarantees.md
 Parts = dict[str, np.ndarray]  # of an execution: certified, answers and bounds so far, and the seconds they took

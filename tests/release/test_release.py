@@ -32,13 +32,17 @@ def test_it_is_small_and_its_chain_holds(release):
     assert half.parents == {"mnist_cnn.onnx": onnx.sha256}
     verification = manifest.read(release / "verification.json")
     assert verification.parents[half.name] == half.sha256 and verification.facts.passed
-    assert verification.parents.keys() >= onnx.parents.keys()
+    unfolded, checkpoint = (manifest.recall(release / f"mnist_cnn{end}") for end in (".unfolded.onnx", ".safetensors"))
+    assert onnx.parents == {unfolded.name: unfolded.sha256}
+    assert unfolded.parents == {checkpoint.name: checkpoint.sha256}
+    int8 = manifest.read(release / "mnist_cnn.int8.onnx")
+    assert int8.bytes <= 20_000 and int8.parents == half.parents and int8.facts.failed == []
 
 
 def test_it_was_made_with_the_default_recipe(release):
     history = manifest.read(release / "mnist_cnn.history.csv")
-    checkpoint = manifest.read(release / "verification.json").parents["mnist_cnn.safetensors"]
-    assert history.parents == {"mnist_cnn.safetensors": checkpoint}
+    checkpoint = manifest.recall(release / "mnist_cnn.safetensors")
+    assert history.parents == {"mnist_cnn.safetensors": checkpoint.sha256}
     expected = asdict(models.get("mnist_cnn").recipes["default"])
     expected |= {"model": "mnist_cnn", "seed": 0, "limit": None, "hold_out": 0}
     assert expected.items() <= history.options.items()

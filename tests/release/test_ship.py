@@ -230,7 +230,10 @@ def test_the_card_is_one_that_a_model_hub_reads(shipped):
     card = ModelCard.load(shipped / NAME / "README.md")
     assert card.data.license == "mit" and card.data.library_name == "onnx"
     results = {each.metric_name: each.metric_value for each in card.data.eval_results}
-    assert len(results) == 4 and all(value == 0.995 for value in results.values())
+    proven = manifest.read(shipped / NAME / "verification.json").facts
+    assert list(results.values()) == [row.accuracy for row in proven.rows] and min(results.values()) >= 0.994
+    (proof,) = (each for each in proven.certified if each.execution == "A1")
+    assert f"{proof.at_least:.2%} or more for every summation order".replace("%", " %") in card.text
     assert all(each.dataset_type == "ylecun/mnist" and each.dataset_split == "test" for each in card.data.eval_results)
     assert (shipped / NAME / "MODEL_CARD.md").read_text() == (shipped / NAME / "README.md").read_text()
 

@@ -48,7 +48,11 @@ def test_the_configuration_is_the_models(repository, release, name, file):
 def test_it_is_a_release_too(repository):
     """Triton looks into folders: what else is there must be files."""
     assert command("verify-release", repository).returncode == 0
-    assert {path.name for path in repository.iterdir() if path.is_dir()} == {"mnist_cnn", "mnist_cnn_fp16"}
+    assert {path.name for path in repository.iterdir() if path.is_dir()} == {
+        "mnist_cnn",
+        "mnist_cnn_fp16",
+        "mnist_cnn_int8",
+    }
 
 
 def test_a_model_that_was_not_verified_is_noticed(repository, tmp_path):
