@@ -145,7 +145,7 @@ def going_back(operators: list[Operator]) -> float:
 
     Every operator adds one rounding for each product of a gradient's sum, and a few; twice that, as they multiply up.
     """
-    return 2 * 2.0**-24 * sum(8 + (each.fan_out if isinstance(each, Linear) else 0) for each in operators)
+    return 2 * 2.0**-24 * sum(8 + each.fan_out for each in operators)
 
 
 def _total(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 SMALLEST_NORMAL = 2.0**-14  # float16's; IEEE 754 binary16
+LOWEST = -2 * 65504.0  # below what float16 holds: a value less than that overflows
+FLOAT16, UINT8 = 10, 2  # TensorProto's numbers of element types
 SUMS = ("Conv", "Gemm", "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool")
 KNOWN = (*linear.MOVES, *SUMS, "Concat", "Relu", "Clip", "MaxPool")
 
@@ -31,6 +33,11 @@ class Node:
 
     inputs: list[str]
     output: str
+
+    @property
+    def fan_out(self) -> int:
+        """Upper bound on how many results one input value has a part in."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Linear(Node):
 
     @property
     def fan_out(self) -> int:
-        """At most how many results a value is a factor of; so many products a gradient's sum has."""
+        """Upper bound on how many results one input value is a factor of."""
         depthwise = self.averages or self.weight.ndim < 2
         return self.terms if depthwise else self.weight[:, 0].numel()
 
@@ -71,6 +78,11 @@ class MaxPool(Node):
     stride: list[int]
     dilation: list[int]
     pads: list[int]  # left, right, top, bottom
+
+    @property
+    def fan_out(self) -> int:
+        """Upper bound on how many windows one input value is in."""
+        return math.prod(self.kernel)
 
     def windows(self, x: torch.Tensor) -> torch.Tensor:
         """Return the values of each window, `[n, c, values, windows]`; what is padding is minus infinity."""
@@ -97,35 +109,56 @@ Operator = Linear | ReluSum | MaxPool
 
 def unknown(model: ModelProto) -> list[str]:
     """Return the names of operators, and of settings of known ones, that `read` does not take; sorted."""
-    values, problems = edit.weights(model), set()
-    shapes = {name: load.shape(value)[1:] for name, value in load.values(model).items()}
-    for node in model.graph.node:
-        variable = [name for name in node.input if name and name not in values]
-        if node.op_type not in (*KNOWN, "Constant"):
+    values, tensors, graph = edit.weights(model), load.values(model), model.graph
+    shapes = {name: load.shape(value) for name, value in tensors.items()}
+    types = {name: value.type.tensor_type.elem_type for name, value in tensors.items()}
+    problems = set() if graph.node[-1].output[0] == graph.output[0].name else {"nodes behind the output"}
+    for node in (node for node in graph.node if node.op_type != "Constant"):
+        variable, end = [name for name in node.input if name and name not in values], node.output[0]
+        if node.op_type not in KNOWN:
             problems.add(node.op_type)
-        elif node.output[0] not in shapes:
-            problems.add(f"{node.op_type} of unknown shape")
-        elif attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or attribute(node, "ceil_mode", 0):
-            problems.add(f"{node.op_type} with auto_pad or ceil_mode")
-        elif node.op_type in ("Conv", "AveragePool", "MaxPool") and len(_square(node, values)) != 2:
-            problems.add(f"{node.op_type} in other than two dimensions")
+        elif any(node.output[1:]):
+            problems.add(f"{node.op_type} with several outputs")
         elif len(variable) != 1 and not (node.op_type in ("Add", "Sub", "Concat") and len(variable) == len(node.input)):
             problems.add(f"{node.op_type} of {len(variable)} computed values")
-        elif node.op_type in ("Add", "Sub", "Mul") and any(shapes.get(x) != shapes[node.output[0]] for x in variable):
-            problems.add(f"{node.op_type} that repeats a computed value")
-        elif node.op_type == "Clip" and np.greater(*_bounds(node, values)):
-            problems.add("Clip with min over max")
-        elif (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1, 1):
-            problems.add(f"{node.op_type} with alpha or beta")
-        elif node.op_type == "Gemm" and (node.input[0] != variable[0] or attribute(node, "transA", 0)):
-            problems.add("Gemm with transA or a constant first")
+        elif problem := _problem(node, variable, values, shapes):
+            problems.add(f"{node.op_type} {problem}")
+        elif (
+            types[end] != FLOAT16
+            and end != graph.output[0].name
+            and not (types[end] == UINT8 and node.op_type in (*linear.MOVES, "MaxPool"))
+        ):
+            problems.add(f"{node.op_type} in other than float16")
     return sorted(problems)
 
 
-def _square(node: NodeProto, values: Mapping[str, np.ndarray]) -> list[int]:
-    """A window's edges."""
-    weight = list(values[node.input[1]].shape[2:]) if node.op_type == "Conv" and node.input[1] in values else [1, 1]
-    return list(attribute(node, "kernel_shape", weight))
+def _problem(
+    node: NodeProto, variable: list[str], values: Mapping[str, np.ndarray], shapes: Mapping[str, list[int]]
+) -> str | None:
+    """What `read` does not take of a node whose operator it knows."""
+    known, end = all(name in shapes for name in (*variable, node.output[0])), node.output[0]
+    if not known or any(0 in shapes[name][1:] or shapes[name][:1] != [0] for name in (*variable, end)):
+        return "of unknown shape, or of a batch that is not the first dimension"
+    same = math.prod(shapes[end][1:]) == math.prod(shapes[variable[0]][1:])
+    if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or attribute(node, "ceil_mode", 0):
+        return "with auto_pad or ceil_mode"
+    if ("Pool" in node.op_type or node.op_type == "Conv") and len(shapes[variable[0]]) != 4:
+        return "in other than two dimensions"
+    if node.op_type in ("Add", "Sub", "Mul") and any(shapes[name] != shapes[end] for name in variable):
+        return "that repeats a computed value"
+    if node.op_type not in ("Add", "Sub", "Mul") and node.input[0] != variable[0]:
+        return "with a constant first"
+    if node.op_type in linear.MOVES and not same:
+        return "that moves values between images"
+    if node.op_type == "Concat" and attribute(node, "axis", 1) % len(shapes[end]) == 0:
+        return "of images"
+    if node.op_type == "Clip":
+        low, high = _bounds(node, values)
+        if low > high or 0 < abs(low) < SMALLEST_NORMAL or 0 < abs(high) < SMALLEST_NORMAL:
+            return "with min over max, or with a subnormal bound"
+    if (attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)) != (1, 1) or attribute(node, "transA", 0):
+        return "with alpha, beta or transA"
+    return None
 
 
 def read(model: ModelProto) -> list[Operator]:
@@ -142,7 +175,7 @@ def _read(node: NodeProto, values: Mapping[str, torch.Tensor], shapes: Mapping[s
         return ReluSum(**names, kinks=[(0.0, 1)], function=torch.relu)
     if node.op_type == "Clip":
         low, high = _bounds(node, values)
-        kinks = [(at, sign) for at, sign in ((low, 1), (high, -1)) if math.isfinite(at)]
+        kinks = [(max(low, LOWEST), 1)] + ([(high, -1)] if math.isfinite(high) else [])
         return ReluSum(**names, kinks=kinks, function=lambda x: x.clamp(low, high))
     if node.op_type == "MaxPool":
         pads = linear.pads(node)

@@ -177,6 +177,9 @@ def show(engine: Artifact) -> None:
         f"in {facts.build_seconds:.1f} s"
     )
     for summed_in, names in precision.accumulators(facts.inspected or []).items():
-        applies = {"float32": "certificate A1 applies", "float16": "no certificate applies: `verify` is the proof"}
+        applies = {
+            "float32": "as certificates A1 and A assume",
+            "float16": "no certificate applies: `verify` is the proof",
+        }
         why = applies.get(summed_in, "the kernels' names say nothing of it")
         console.result(f"accumulators: {summed_in} in {len(names)} layers; {why}")

@@ -52,7 +52,7 @@ def run(
     """
     expect(executions=executions)
     split, model = images(half, data), load.load(half)
-    options = _options(split, executions)
+    options = recorded(split, executions=executions)
     for folder in dict.fromkeys((out, half.path.parent) if half.path else (out,)):
         if made := _on_record(folder, half, options):
             return made
@@ -93,7 +93,7 @@ def expect(*, executions: str, **_: Any) -> None:
 
 def options(half: Artifact, *, data: str | None, executions: str, **_: Any) -> dict[str, Any]:
     """Return what a certificate depends on besides the file."""
-    return _options(images(half, data), executions)
+    return recorded(images(half, data), executions=executions)
 
 
 def absent(**_: Any) -> str | None:
@@ -102,22 +102,15 @@ def absent(**_: Any) -> str | None:
 
 
 def proven(forms: Iterable[Artifact], digests: Mapping[str, str]) -> list[Artifact]:
-    """The certificates beside float16 files that are of these files and these images."""
+    """The certificates beside float16 files that this code made of these files and these images."""
     found = []
     for form in forms:
         with contextlib.suppress(PipelineError):
             made = manifest.read(output(form.path.parent if form.path else Path(), FILE, form))
-            if (
-                form.kind == "half"
-                and made.parents.get(form.name) == form.sha256
-                and made.facts.data.digests == digests
-            ):
+            same = made.parents.get(form.name) == form.sha256 and made.facts.data.digests == digests
+            if same and form.kind == "half" and made.code == code.digest(__name__):
                 found.append(made)
     return found
-
-
-def _options(split: ImageSet, executions: str) -> dict[str, Any]:
-    return recorded(split, executions=executions)
 
 
 def _versions() -> dict[str, str]:
@@ -146,7 +139,7 @@ class _Proof:
     ) -> None:
         self._graph, self._split, self._file = graph, split, _partial(path)
         about = json.dumps([half.sha256, options, code.digest(__name__), _versions()], sort_keys=True)
-        self._about = {"about": hashlib.sha256(about.encode()).hexdigest()}
+        self._about = hashlib.sha256(about.encode()).hexdigest()
 
     def parts(self, executions: list[str]) -> dict[str, Parts]:
         """Certify every image under each execution; fewer where none of the first can be."""
@@ -169,13 +162,10 @@ class _Proof:
                             )
                             break
                         start = time.perf_counter()
-                        chunk = self._chunk(pool, execution, first, min(CHUNK if first else PROBE, CHUNK))
+                        chunk = self._chunk(pool, execution, first, CHUNK if first else PROBE)
                         chunk["seconds"] = np.array([time.perf_counter() - start])
-                        part = done.get(execution)
-                        done[execution] = {
-                            name: np.concatenate([part[name], value]) if part else value
-                            for name, value in chunk.items()
-                        }
+                        part = done.get(execution, {name: value[:0] for name, value in chunk.items()})
+                        done[execution] = {name: np.concatenate([part[name], value]) for name, value in chunk.items()}
                         bar.update(len(chunk["answers"]))
                         self._save(done)
         finally:
@@ -202,9 +192,10 @@ class _Proof:
         if self._file.is_file():
             try:
                 with safe_open(self._file, "numpy") as kept:
-                    for name in kept.keys() if kept.metadata() == self._about else ():
+                    arrays = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+                    for name, values in arrays.items() if kept.metadata() == self._told(arrays) else ():
                         execution, _, array = name.partition("/")
-                        done.setdefault(execution, {})[array] = kept.get_tensor(name)
+                        done.setdefault(execution, {})[array] = values
             except SafetensorError:
                 done = {}
             console.say(f"{self._file}: {'going on from it' if done else 'of another certification: replaced'}")
@@ -214,7 +205,15 @@ class _Proof:
         from safetensors.numpy import save
 
         arrays = {f"{execution}/{name}": value for execution, part in done.items() for name, value in part.items()}
-        disk.save(self._file, save(arrays, self._about))
+        disk.save(self._file, save(arrays, self._told(arrays)))
+
+    def _told(self, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """What stands with the arrays: the digest of what is certified, and of them."""
+        parts = (
+            self._about,
+            *(f"{name} {hashlib.sha256(arrays[name].tobytes()).hexdigest()}" for name in sorted(arrays)),
+        )
+        return {"sha256": hashlib.sha256("\n".join(parts).encode()).hexdigest()}
 
 
 def _row(half: Artifact, split: ImageSet, execution: str, part: Parts) -> Certified:
@@ -238,10 +237,11 @@ def _row(half: Artifact, split: ImageSet, execution: str, part: Parts) -> Certif
 
 def show(certificate: Artifact) -> None:
     """Print what is certified, by execution."""
-    facts, rows = certificate.facts, []
+    facts = certificate.facts
     if facts.unknown:
         console.result(f"not certified: {', '.join(facts.unknown)}")
         return
+    rows = []
     for row in facts.rows:
         cells = [row.execution, f"{row.certified:,} of {row.images:,}", f"{row.right:,}", f"{row.at_least:.2%}"]
         rows.append([*cells, f"{row.at_most:.2%}", f"{row.median:.2f}", f"{row.p99:.2f}", f"{row.seconds:.0f}"])

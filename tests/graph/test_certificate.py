@@ -284,20 +284,65 @@ def test_sums_that_could_overflow_certify_nothing():
     assert not bounds.certified.any()
 
 
-def test_what_is_not_covered_is_named():
+COVERED = "x = Cast <to = 1> (images) d = Relu (x)"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "named"),
+    [
+        (COVERED, []),
+        ("k = Constant <value = float {2.0}> () x = Cast <to = 1> (images) d = Mul (x, k)", []),
+        ("x = Cast <to = 1> (images) d = HardSwish (x)", ["HardSwish"]),
+        ("x = Cast <to = 1> (images) d = Clip (x, one, none)", ["Clip with min over max, or with a subnormal bound"]),
+        ("x = Cast <to = 1> (images) d = Clip (x, faint, one)", ["Clip with min over max, or with a subnormal bound"]),
+        ('x = Cast <to = 1> (images) d = Conv <auto_pad = "SAME_UPPER"> (x, w)', ["Conv with auto_pad or ceil_mode"]),
+        ("x = Cast <to = 1> (images) y = Relu (x) d = Mul (x, y)", ["Mul of 2 computed values"]),
+        ("x = Cast <to = 1> (images) p = GlobalAveragePool (x) d = Add (x, p)", ["Add that repeats a computed value"]),
+        ("x = Cast <to = 1> (images) y = Cast <to = 6> (x) d = Cast <to = 1> (y)", ["Cast in other than float16"]),
+        ("y = Add (images, images) d = Cast <to = 1> (y)", ["Add in other than float16"]),
+        ("x = Cast <to = 1> (images) d, mask = Dropout (x) e = Relu (d)", ["Dropout with several outputs"]),
+    ],
+)
+def test_what_is_not_covered_is_named(nodes, named):
     model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 18]> g (uint8[n, 1, 4, 4] images) => (float[n, 1, 4, 4] d) {'
-        """x = Cast <to = 1> (images)
-        y = HardSwish (x)
-        z = Clip (y, one, none)
-        a = Conv <auto_pad = "SAME_UPPER"> (x, w)
-        b = Mul (x, z)
-        p = GlobalAveragePool (b)
-        d = Add (b, p) }"""
+        '<ir_version: 8, opset_import: ["" : 18]> g (uint8[n, 1, 4, 4] images) => (float[n, 1, 4, 4] d) {' + nodes + "}"
     )
-    edit.store(model, {"one": np.float32(1), "none": np.float32(0), "w": np.ones((1, 1, 3, 3), np.float32)})
-    named = ["Add that repeats a computed value", "Clip with min over max", "Conv with auto_pad or ceil_mode"]
-    assert operators.unknown(model) == [*named, "HardSwish", "Mul of 2 computed values"]
+    constants = {
+        "one": np.float32(1),
+        "none": np.float32(0),
+        "faint": np.float32(2e-5),
+        "w": np.ones((1, 1, 3, 3), "f"),
+    }
+    edit.store(model, constants)
+    found = operators.unknown(float16.half(model))
+    assert [each for each in found if each != "nodes behind the output"] == named
+
+
+def test_nodes_behind_the_output_and_moved_batches_are_named():
+    model = float16.half(onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (uint8[n, 1, 4, 4] images) => (float[n, 1, 4, 4] d) {'
+        + COVERED + "}"
+    ))  # fmt: skip
+    model.graph.node.append(onnx.helper.make_node("Relu", ["x"], ["dead"]))
+    assert "nodes behind the output" in operators.unknown(model)
+    model = float16.half(onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> g (uint8[n, 1, 4, 4] images) => (float[m, k] d) {'
+        "x = Cast <to = 1> (images) d = Flatten <axis = 3> (x) }"
+    ))  # fmt: skip
+    assert any(each.startswith("Flatten") for each in operators.unknown(model))
+
+
+def test_clips_without_a_bound_are_lines_too():
+    model = residual()
+    for node in model.graph.node:
+        if node.op_type == "Clip":
+            node.input[1:] = ["", node.input[2]]
+    for name, allowed in rounding.EXECUTIONS.items():
+        assert harm(certificate, operators.read(model), pixels(20), allowed), name
+    for node in model.graph.node:
+        if node.op_type == "Clip":
+            node.input[:] = node.input[:1]
+    assert harm(certificate, operators.read(model), pixels(20), rounding.EXECUTIONS["A1"])
 
 
 def relaxations(module: ModuleType) -> None:
@@ -315,6 +360,7 @@ def relaxations(module: ModuleType) -> None:
     window = {"kernel": [3, 3], "stride": [2, 2], "dilation": [1, 1], "pads": [1, 1, 1, 1]}
     nodes = [operators.ReluSum(["x"], "y", [(0.0, 1)], torch.relu)]
     nodes += [operators.ReluSum(["x"], "y", [(0.0, 1), (0.5, -1)], lambda x: x.clamp(0, 0.5))]
+    nodes += [operators.ReluSum(["x"], "y", [(operators.LOWEST, 1), (0.5, -1)], lambda x: x.clamp(max=0.5))]
     nodes += [operators.MaxPool(["x"], "y", **window)]
     for each in nodes:
         for both in (False, True):
