@@ -51,11 +51,11 @@ def forward(
     for number, each in enumerate(operators):
         xs, es = ([held[name] for name in each.inputs] for held in (state.values, state.radii))
         if isinstance(each, Linear):
-            error = own_error(each, execution, xs, es)
+            value, spread = each.apply(each.weight, *xs) + each.constant, each.apply(each.weight.abs(), *es)
+            error = own_error(each, execution, xs, es, value.abs() + spread)
             state.overflows |= error.isinf().flatten(1).any(1)
             state.errors[each.output] = error = error.nan_to_num(0.0, 0.0, 0.0)
-            value = each.apply(each.weight, *xs) + each.constant
-            radius = (each.apply(each.weight.abs(), *es) + error) * (1 + OWN)
+            radius = (spread + error) * (1 + OWN)
         elif isinstance(each, ReluSum):
             if loose and number > start and n > 0:
                 n -= 1

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.graph import edit, load, metadata
+from pipeline.errors import CheckFailed
+from pipeline.graph import edit, load, metadata, run
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ EXACT = {"Relu", "MaxPool", "GlobalMaxPool", "Reshape", "Transpose", "Concat", "
          "Clip", "Slice", "Split", "Gather", "Squeeze", "Unsqueeze", "Max", "Min", "Pad", "Neg", "Abs", "Expand",
          "Tile", "DepthToSpace", "SpaceToDepth"}  # fmt: skip
 BLOCK = 64  # products that are summed before a sum is rounded, in `rounded_sums`
+
+LARGEST, SMALLEST_NORMAL = 65504.0, 2.0**-14  # float16's; IEEE 754 binary16
 
 
 def half(model: ModelProto) -> ModelProto:
@@ -113,6 +116,17 @@ def _block(node: NodeProto, weight: np.ndarray) -> int:
     if any(attribute(node, name, value) != value for name, value in plain.items()):
         return max(weight.shape)
     return max(1, BLOCK // int(np.prod(weight.shape[2:])))
+
+
+def difference(model: ModelProto, narrow: ModelProto, images: np.ndarray, name: str) -> float:
+    """The `run.difference` of a float16 graph's logits, every operator's result rounded, to those of a float32 one.
+
+    CheckFailed, beginning with `name`, if one is not a finite number.
+    """
+    before, after = (run.outputs(each, images, name) for each in (model, rounded_twin(narrow)))
+    if not np.isfinite(largest := run.difference(before, after)):
+        raise CheckFailed(f"{name}: a logit of the test set is not a finite number: it overflows")
+    return largest
 
 
 def float32_nodes(model: ModelProto) -> list[str]:

@@ -15,13 +15,13 @@ import torch
 from torch.nn import functional
 
 from pipeline.graph import edit, linear, load
+from pipeline.graph.float16 import LARGEST, SMALLEST_NORMAL
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-SMALLEST_NORMAL = 2.0**-14  # float16's; IEEE 754 binary16
-LOWEST = -2 * 65504.0  # below what float16 holds: a value less than that overflows
+LOWEST = -2 * LARGEST  # below what float16 holds: a value less than that overflows
 FLOAT16, UINT8 = 10, 2  # TensorProto's numbers of element types
 SUMS = ("Conv", "Gemm", "Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool")
 KNOWN = (*linear.MOVES, *SUMS, "Concat", "Relu", "Clip", "MaxPool")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.graph.operators import SMALLEST_NORMAL, Linear
+from pipeline.graph.float16 import LARGEST, SMALLEST_NORMAL
+from pipeline.graph.operators import Linear
 
 ROUNDING = 2.0**-11  # float16's unit roundoff, IEEE 754 binary16
 TRUNCATION = 2.0**-23  # the most that a float32 sum loses at a node, relative, if it truncates
 PER_TERM = 3  # losses a term: its alignment as an operand, twice, and the node's result
-LARGEST = 65504.0
 OWN = 1e-9  # this program's rounding in float64, relative; sums of a million terms stay under a tenth of it
 
 
@@ -34,18 +34,21 @@ EXECUTIONS = {
 }
 
 
-def own_error(each: Linear, execution: Execution, xs: list[torch.Tensor], es: list[torch.Tensor]) -> torch.Tensor:
+def own_error(
+    each: Linear, execution: Execution, xs: list[torch.Tensor], es: list[torch.Tensor], size: torch.Tensor
+) -> torch.Tensor:
     """Bound what an operator adds to its exact result on any inputs within `es` of `xs`; infinite where it overflows.
+
+    `size` bounds the magnitude of that exact result.
 
     A sum of n + 1 terms, in any order, loses at most 3 (n + 1) 2^-23 M / (1 - that), where every partial sum lies
     within M = (sum of magnitudes + |result|) / 2; two terms more pay for products and averages that are rounded.
     """
     if not each.terms:
-        return torch.zeros_like(each.apply(each.weight, *xs))
+        return torch.zeros_like(size)
     eta = SMALLEST_NORMAL if execution.flushes else SMALLEST_NORMAL * ROUNDING
     reach = [x.abs() + e for x, e in zip(xs, es, strict=True)]
     products, constant = each.apply(each.weight.abs(), *reach), each.constant.abs()
-    size = (each.apply(each.weight, *xs) + each.constant).abs() + each.apply(each.weight.abs(), *es)
     partial = (products + constant + size) / 2
     loss = PER_TERM * (each.terms + 3) * TRUNCATION
     if loss >= 0.5:

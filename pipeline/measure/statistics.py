@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
+SIGNIFICANT = 0.05  # McNemar's p under which what errs more often is worse, not unlucky
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -28,6 +29,12 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     discordant = only_first + only_second
     return float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+
+
+def discordant(predictions: np.ndarray, others: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """Count the images that only `others` are right on, and those that only `predictions` are."""
+    right, others_right = predictions == labels, others == labels
+    return int((others_right & ~right).sum()), int((right & ~others_right).sum())
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -54,7 +53,8 @@ def run(
     split, model = images(half, data), load.load(half)
     options = recorded(split, executions=executions)
     for folder in dict.fromkeys((out, half.path.parent) if half.path else (out,)):
-        if made := _on_record(folder, half, options):
+        made = _made(folder, half)
+        if made and (made.options, made.versions) == (options, _versions()):
             return made
     from pipeline.graph import operators
 
@@ -103,28 +103,21 @@ def absent(**_: Any) -> str | None:
 
 def proven(forms: Iterable[Artifact], digests: Mapping[str, str]) -> list[Artifact]:
     """The certificates beside float16 files that this code made of these files and these images."""
-    found = []
-    for form in forms:
-        with contextlib.suppress(PipelineError):
-            made = manifest.read(output(form.path.parent if form.path else Path(), FILE, form))
-            same = made.parents.get(form.name) == form.sha256 and made.facts.data.digests == digests
-            if same and form.kind == "half" and made.code == code.digest(__name__):
-                found.append(made)
-    return found
+    beside = [_made(form.path.parent, form) for form in forms if form.kind == "half" and form.path]
+    return [made for made in beside if made and made.facts.data.digests == digests]
 
 
-def _versions() -> dict[str, str]:
-    return manifest.versions("torch", "numpy", "onnx")
-
-
-def _on_record(folder: Path, half: Artifact, options: Mapping[str, Any]) -> Artifact | None:
-    """The certificate in a folder, if the same file, options, code and libraries made it."""
+def _made(folder: Path, half: Artifact) -> Artifact | None:
+    """The certificate of a file in a folder, if this code made it."""
     try:
         made = manifest.read(output(folder, FILE, half))
     except PipelineError:
         return None
-    here = (half.sha256, options, code.digest(__name__), _versions())
-    return made if (made.parents.get(half.name), made.options, made.code, made.versions) == here else None
+    return made if (made.parents.get(half.name), made.code) == (half.sha256, code.digest(__name__)) else None
+
+
+def _versions() -> dict[str, str]:
+    return manifest.versions("torch", "numpy", "onnx")
 
 
 def _partial(path: Path) -> Path:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 KIND, FILE = "int8", "{model}.int8.onnx"
 NEEDS = ("onnxruntime",)
 HELD_OUT, CALIBRATION, COST = 10_000, 2000, 1000  # images to choose by, to calibrate on, to measure a layer's cost on
-SIGNIFICANT = 0.05  # McNemar's p under which the quantised graph is worse, not unlucky
 
 
 def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
@@ -56,9 +55,6 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
         kept.append(layer)
         score = search.score(ways[way], kept)
     quantised = describe(quantization.quantize(model, ways[way], kept), folded, name)
-    before, after = (graphs.outputs(each, test.images, name) for each in (model, float16.rounded_twin(quantised)))
-    if not np.isfinite(difference := graphs.difference(before, after)):
-        raise CheckFailed(f"{name}: a logit of the test set is not a finite number: float16 overflows")
     dearest = max(costs, key=lambda each: costs[each])
     return write_graph(
         output(out, FILE, folded),
@@ -68,7 +64,7 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
         stage=__name__,
         packages=("onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy"),
         options=recorded(train, test),
-        difference=difference,
+        difference=float16.difference(model, quantised, test.images, name),
         method=way,
         methods={each: scored.correct for each, scored in tried.items()},
         layers=[QuantizedLayer(name=each, int8=each not in kept, cost=cost) for each, cost in costs.items()],
@@ -91,11 +87,11 @@ class _Score:
     """How a quantised graph does on the held-out images: right answers, those lost and won, the logits' error."""
 
     def __init__(self, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> None:
-        right, was = after.argmax(1) == labels, before.argmax(1) == labels
-        self.correct, self.error = int(right.sum()), error(before, after)
-        self.lost, self.won = int((was & ~right).sum()), int((right & ~was).sum())
+        predictions = after.argmax(1)
+        self.correct, self.error = int((predictions == labels).sum()), error(before, after)
+        self.lost, self.won = statistics.discordant(predictions, before.argmax(1), labels)
         self.p = statistics.mcnemar(self.lost, self.won)
-        self.worse = not np.isfinite(self.error) or (self.lost > self.won and self.p < SIGNIFICANT)
+        self.worse = not np.isfinite(self.error) or (self.lost > self.won and self.p < statistics.SIGNIFICANT)
 
 
 def error(before: np.ndarray, after: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from pipeline.data.imagesets import ImageSet
 from pipeline.errors import UsageError
 from pipeline.graph import run as graphs
 from pipeline.measure import statistics
+from pipeline.measure.statistics import SIGNIFICANT
 from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
@@ -22,7 +23,6 @@ from pipeline.runtimes import classifier
 from pipeline.stages import Data, OptionalOut, Provider, certify, images
 
 KIND, FILE = "verification", "verification.json"
-SIGNIFICANT = 0.05  # McNemar's p under which a form that errs more often is worse, not unlucky
 
 
 def run(
@@ -164,9 +164,9 @@ def _row(answer: _Answers, reference: _Reference, answers: list[_Answers], label
     """A form's score, how its answers differ from the reference's, and whether it is worse than the form before it."""
     form, logits, predictions = answer.form, answer.logits, answer.predictions
     correct = predictions == labels
-    worse, better = _discordant(predictions, reference.predictions, labels)
+    worse, better = statistics.discordant(predictions, reference.predictions, labels)
     parent = next((each for each in answers if form.parents.get(each.form.name) == each.form.sha256), None)
-    lost, won = _discordant(predictions, parent.predictions, labels) if parent else (0, 0)
+    lost, won = statistics.discordant(predictions, parent.predictions, labels) if parent else (0, 0)
     difference = float("nan") if reference.logits is None else float(np.abs(logits - reference.logits).max())
     return Proven(
         form=form.name,
@@ -188,12 +188,6 @@ def _row(answer: _Answers, reference: _Reference, answers: list[_Answers], label
         parent=parent.form.name if parent else None,
         parent_p=statistics.mcnemar(lost, won) if lost > won else 1.0,
     )
-
-
-def _discordant(predictions: np.ndarray, others: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
-    """How many images only `others` are right on, and how many only `predictions` are."""
-    right, others_right = predictions == labels, others == labels
-    return int((others_right & ~right).sum()), int((right & ~others_right).sum())
 
 
 def _spoilt(split: ImageSet, form: Artifact, data: str | None) -> list[str]:

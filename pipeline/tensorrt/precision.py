@@ -95,11 +95,10 @@ def accumulators(layers: list[EngineLayer]) -> dict[str, list[str]]:
     float32.
     """
     found: dict[str, list[str]] = {}
-    for each in layers:
-        if any(part in each.type.lower() for part in ("conv", "gemm", "matrix")):
-            name = each.kernel.lower()
-            known = "float16" if "f16f16_f16f16" in name else "float32" if "f16f32" in name else "not told"
-            found.setdefault(known, []).append(each.name)
+    for each in filter(_multiplies, layers):
+        name = each.kernel.lower()
+        known = "float16" if "f16f16_f16f16" in name else "float32" if "f16f32" in name else "not told"
+        found.setdefault(known, []).append(each.name)
     return found
 
 
@@ -115,7 +114,7 @@ def assert_inspected(source: str, layers: list[EngineLayer], element: str) -> No
     A kernel that TensorRT fused with a cast reads or writes what the graph's ends have: so of a convolution or a matrix
     product one side at least must be in `element`.
     """
-    compute = [each for each in layers if any(part in each.type.lower() for part in ("conv", "gemm", "matrix"))]
+    compute = list(filter(_multiplies, layers))
     wrong = [f"{each.type} {each.name} is in {_formats(each)}" for each in compute if not _is_in(each, element)]
     if wrong:
         raise CheckFailed(f"{source}: expected the engine to compute in {element}, received {'; '.join(wrong)}")
@@ -124,6 +123,10 @@ def assert_inspected(source: str, layers: list[EngineLayer], element: str) -> No
             f"{source}: the engine's inspector names no convolution and nothing in {element} (all may be one kernel): "
             "only the parsed network was checked"
         )
+
+
+def _multiplies(kernel: EngineLayer) -> bool:
+    return any(part in kernel.type.lower() for part in ("conv", "gemm", "matrix"))
 
 
 def _formats(kernel: EngineLayer) -> str:

@@ -408,7 +408,7 @@ MUTANTS = {
     "a slope that rises only": ("torch.where(gradient * sign < 0, chord, on)", "chord"),
     "half of the room": ("room = (e - z.abs()).clamp(min=0) / 2", "room = (e - z.abs()).clamp(min=0) / 4"),
     "other values of a pool left out": ("room = (others - largest +", "room = 0 * (others - largest +"),
-    "inputs' errors left out": ("radius = (each.apply(each.weight.abs(), *es) + error)", "radius = error"),
+    "inputs' errors left out": ("radius = (spread + error)", "radius = error"),
     "operators' errors left out": ("= state.errors[each.output][rows].float()", "= 0 * gradient[:1]"),
 }  # fmt: skip
 

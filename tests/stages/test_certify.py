@@ -113,6 +113,10 @@ def test_a_certificate_of_another_file_or_other_images_is_not_told(half, some, f
     assert verify.run(other, data=some, gate=0).facts.certified == []
 
 
+def test_the_executions_are_those_that_are_defined():
+    assert tuple(rounding.EXECUTIONS) == certify.EXECUTIONS
+
+
 def test_the_table(half, some, tmp_path):
     result = command("certify", half.path, "--data", some, "--out", tmp_path)
     assert result.returncode == 0, result.stderr
