@@ -28,8 +28,12 @@ def require(command: str, modules: Iterable[str]) -> None:
 def line(modules: Iterable[str]) -> str:
     """Return the command that installs modules, for the folder that this project was cloned into."""
     board = {"onnxruntime": "jetson"} if platform.machine() == "aarch64" else {}  # a Jetson does without torch
-    extras = {(EXTRAS | board).get(name, "host") for name in modules}
-    return f"pip install -e '.[{','.join(sorted(extras))}]' in the project's folder"
+    return install(*sorted({(EXTRAS | board).get(name, "host") for name in modules}))
+
+
+def install(*extras: str) -> str:
+    """Return the command that installs extras of pyproject.toml."""
+    return f"pip install -e '.[{','.join(extras)}]' in the project's folder"
 
 
 def problem(check: Callable[..., object], *arguments: Any) -> str | None:

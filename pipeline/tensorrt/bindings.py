@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.machine import extras
 from pipeline.records import manifest
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ OLDEST = 10  # the first TensorRT with strongly typed networks
 INSTALL = {
     "tensorrt": "on a Jetson it comes with JetPack: 6.1 or 6.2 (TensorRT 10.3, Python 3.10), 7.1 (10.13, Python 3.12) "
     "or 7.2 (10.16), `sudo apt install nvidia-jetpack`, then a venv made with --system-site-packages; on a PC with an "
-    "NVIDIA GPU: pip install tensorrt; without a GPU: pip install tensorrt-rtx, and --runtime tensorrt-rtx",
-    "tensorrt-rtx": "pip install tensorrt-rtx (x86-64)",
+    f"NVIDIA GPU: {extras.install('host', 'tensorrt', 'cuda13')}; without a GPU: "
+    f"{extras.install('host', 'tensorrt-rtx')}, and --runtime tensorrt-rtx",
+    "tensorrt-rtx": f"{extras.install('host', 'tensorrt-rtx')} (x86-64)",
 }
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.machine import extras
 from pipeline.records.devices import Gpu
 
-INSTALL = "pip install -e '.[cuda12]' with JetPack 6 (CUDA 12), '.[cuda13]' with JetPack 7 (CUDA 13)"
+INSTALL = f"{extras.install('cuda12')} with JetPack 6 (CUDA 12), {extras.install('cuda13')} with JetPack 7 (CUDA 13)"
 PACKAGES = ("cuda-bindings",)
 
 

@@ -130,7 +130,7 @@ def test_wrong_use_is_one_line(chain, tmp_path, options, expected):
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed here")
 def test_without_tensorrt_it_says_what_to_install(chain, tmp_path):
     line = one_line(command("build", chain / "mnist_cnn.fp16.onnx", "--runtime", "tensorrt", "--out", tmp_path), 2)
-    for word in ("tensorrt isn't installed", "6.1 or 6.2 (TensorRT 10.3", "nvidia-jetpack", "pip install tensorrt-rtx"):
+    for word in ("tensorrt isn't installed", "6.1 or 6.2 (TensorRT 10.3", "nvidia-jetpack", "[host,tensorrt,cuda13]"):
         assert word in line
 
 
