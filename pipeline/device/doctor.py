@@ -16,7 +16,7 @@ from pipeline.records import manifest
 from pipeline.records.devices import Ability, Doctor, Here, OnnxRuntime
 from pipeline.records.manifest import Artifact
 from pipeline.tensorrt import bindings as library
-from pipeline.tensorrt import cuda
+from pipeline.tensorrt import cuda, known_faults
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", *library.MODULES, *cuda.PACKAGES)
 
@@ -34,7 +34,10 @@ def run() -> Artifact:
         problem = None if version[0].isdigit() else version
         able.append(Ability(what=f"pipeline build --runtime {name}", ready=not problem, missing=[], remedy=problem))
     able += [_able(f"run {', '.join(each.READS)} in {runtimes.title(each)}", each) for each in runtimes.every()]
-    return manifest.write(None, None, facts=Doctor(**here, able=able), versions=manifest.versions(*PACKAGES))
+    installed = {name: version for name, version in here["tensorrt"].items() if version[0].isdigit()}
+    faults = [str(each) for name, version in installed.items() for each in known_faults.of_version(name, version)]
+    facts = Doctor(**here, able=able, faults=tuple(faults))
+    return manifest.write(None, None, facts=facts, versions=manifest.versions(*PACKAGES))
 
 
 def about() -> dict[str, Any]:
@@ -74,6 +77,8 @@ def show(made: Artifact) -> None:
     console.table(["to", "state"], rows, title="what it can do")
     for remedy, uses in remedies.items():
         console.result(f"{', '.join(uses)}: {remedy}")
+    for fault in facts.faults:
+        console.result(f"known fault: {fault}")
     for warning in jetson.warnings([facts.jetson]) if facts.jetson else ():
         console.result(f"unreliable measurement: {warning}")
 

@@ -82,3 +82,4 @@ class Doctor(Here, frozen=True):
     """What a machine is and can do."""
 
     able: list[Ability]
+    faults: tuple[Words, ...] = ()  # of the TensorRT that is installed, as others have reported them

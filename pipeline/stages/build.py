@@ -17,7 +17,7 @@ from pipeline.records.forms import Engine
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Out, card, output
 from pipeline.tensorrt import bindings as library
-from pipeline.tensorrt import builder, cuda, precision
+from pipeline.tensorrt import builder, cuda, known_faults, precision
 
 KIND, FILE = "engine", "{model}.engine"
 ALSO = {
@@ -78,8 +78,11 @@ def run(
     elif not extras.problem(cuda.gpu) and cuda.gpu().target in chosen["targets"]:
         gpu = cuda.gpu()  # otherwise tensorrt-rtx builds for others only
     plan = {name: value for name, value in chosen.items() if name not in ("runtime", "version")}
-    content = onnx_file.load(half).SerializeToString(deterministic=True)
+    model = onnx_file.load(half)
+    content = model.SerializeToString(deterministic=True)
     source, element = str(half.path), ELEMENTS[half.kind]
+    for fault in known_faults.fitting(chosen["runtime"], chosen["version"], element, model):
+        console.say(f"{source}: known fault: {fault}; `pipeline verify` of the engine tells")
     integers = sum(each.int8 for each in half.facts.layers) if element == "INT8" else 0
     compiling, start = builder.Plan(**plan, timing_cache=cache), time.perf_counter()
     engine, layers = builder.build(source, content, element, bindings, compiling, integers)
