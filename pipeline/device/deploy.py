@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -39,13 +39,17 @@ def run(
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
     batch: Annotated[tuple[int, ...], "Batch size to time; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use on the CPU."] = 1,
-    quick: Annotated[bool, "One twelfth of the requests: a quick look, not a publishable result."] = False,
+    quick: Annotated[
+        bool, "One twelfth of the requests, and one build an engine: a quick look, not a publishable result."
+    ] = False,
 ) -> Artifact:
     """Take a release, its archive, or one ONNX file, into use on this device: check, build, verify, bench, report.
 
     The signature (with --public-key) and every byte are checked before anything is loaded. Then TensorRT builds an
-    engine of each file for this machine's GPU, files and engines are verified on the test set, and each is timed. Needs
-    no torch, and no network if the release has its test set. The report's `failures` say which forms do not pass.
+    engine of each file for this machine's GPU, files and engines are verified on the test set, and each is timed.
+    Builds are not deterministic: the engine that is verified is the very one that is kept, and its answers are compared
+    with those of a second. Needs no torch, and no network if the release has its test set. The report's `failures` say
+    which forms do not pass.
     """
     extras.require("deploy", ["onnxruntime"])
     bench.expect(batch=batch, threads=threads)
@@ -58,7 +62,8 @@ def run(
         disk.check_writable(out)
         if not data and (folder / files.TEST_SET).is_file():
             data = str(folder / files.TEST_SET)
-        engines, no_engine = _engines(forms, out, runtime, max(64, *batch))
+        building = {"out": out, "max_batch": max(64, *batch), "twice": not quick, "data": data}
+        engines, no_engine = _engines(forms, runtime, building)
         verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
         latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
         proven, timed = verification.facts, latency.facts
@@ -73,6 +78,7 @@ def run(
                 failures=proven.failures,
                 no_engine=no_engine,
                 build_seconds={engine.name: engine.facts.build_seconds for engine in engines},
+                second_builds={engine.name: engine.facts.second for engine in engines if engine.facts.second},
                 data=proven.data,
                 gate=proven.gate,
                 warnings=timed.warnings,
@@ -109,14 +115,14 @@ def shipped(release: Path) -> list[Artifact]:
 
 
 def _engines(
-    forms: list[Artifact], out: Path, runtime: Literal["auto", "tensorrt", "tensorrt-rtx", "none"], largest: int
+    forms: list[Artifact], runtime: Literal["auto", "tensorrt", "tensorrt-rtx", "none"], building: dict[str, Any]
 ) -> tuple[list[Artifact], str | None]:
     """Build an engine of each file for the GPU of this machine; or return none, and why, where that is allowed."""
     if runtime == "none":
         return [], "--runtime none"
     try:
         target = cuda.gpu().target if library.chosen(runtime) == "tensorrt-rtx" else None
-        return [build.run(form, out=out, runtime=runtime, target=target, max_batch=largest) for form in forms], None
+        return [build.run(form, runtime=runtime, target=target, **building) for form in forms], None
     except UsageError as error:
         if runtime != "auto":
             raise
@@ -154,6 +160,8 @@ def show(report: Artifact) -> None:
     headers, *rows = bench.measured(headers, rows, "GPU µs")
     title = f"{facts.model}: {facts.data.name}, {facts.data.images:,} images; gate {facts.gate:.2%}"
     console.table(headers, rows, title=title)
+    for name, second in (facts.second_builds or {}).items():
+        console.result(f"{name}, built a second time: {second}")
     for warning in facts.warnings:
         console.say(f"unreliable measurement: {warning}")
     console.result("passed" if facts.passed else "failed: " + "; ".join(facts.failures))

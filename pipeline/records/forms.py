@@ -178,6 +178,22 @@ class EngineLayer(Part, omit_defaults=True, frozen=True):
     kernel: Words = ""  # of a built engine
 
 
+class SecondBuild(Part, frozen=True):
+    """How a second build of the same file, with timings of its own, answers the test images compared with the first."""
+
+    images: Positive
+    differ: Count  # answers
+    difference: Amount | None  # the largest of a logit, by the largest logit; None if one isn't finite
+    same_bytes: bool
+
+    def __str__(self) -> str:
+        if self.same_bytes:
+            return "the same bytes"
+        answers = f"{self.differ:,} of {self.images:,} answers differ" if self.differ else "the same answers"
+        within = "not finite" if self.difference is None else f"within {self.difference:.2g} of the largest"
+        return f"{answers}, logits {within}"
+
+
 class Engine(Form, frozen=True):
     """A TensorRT engine, with its parsed layers and, where a GPU was there, what the engine says of itself."""
 
@@ -186,6 +202,7 @@ class Engine(Form, frozen=True):
     build_seconds: Amount
     layers: list[EngineLayer]
     inspected: list[EngineLayer] | None = None
+    second: SecondBuild | None = None
 
 
 class EngineOptions(Struct, frozen=True):

@@ -20,6 +20,7 @@ from pipeline.records.facts import (
     Share,
     Words,
 )
+from pipeline.records.forms import SecondBuild
 from pipeline.records.reports import LabelledImages, Proven, Timed
 
 
@@ -80,3 +81,4 @@ class DeviceReport(Here, frozen=True):
     gate: Share
     warnings: list[Words]
     rows: Annotated[list[Deployed], Meta(min_length=1)]
+    second_builds: dict[FileName, SecondBuild] | None = None

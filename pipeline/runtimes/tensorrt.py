@@ -6,15 +6,18 @@ this version. A record is a digest, not a signature: it does not show who made t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.graph import run as graphs
 from pipeline.machine import extras
 from pipeline.records import manifest
 from pipeline.records.devices import Gpu
+from pipeline.records.forms import SecondBuild
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import session as base
 from pipeline.tensorrt import bindings as library
@@ -189,6 +192,21 @@ def _only(engine: trt.ICudaEngine, mode: Any, dtype: str, artifact: Artifact) ->
     if types != [dtype]:
         raise CheckFailed(f"{artifact.path}: expected one {mode.name.lower()} of type {dtype}, received {types}")
     return names[0], tuple(engine.get_tensor_shape(names[0]))[1:]
+
+
+def compare(first: Artifact, second: Artifact, images: np.ndarray) -> SecondBuild:
+    """Put images through two engines of one file, and compare their answers."""
+    logits = []
+    for engine in (first, second):
+        with load(engine) as session:
+            logits.append(session(images))
+    difference = graphs.difference(*logits)
+    return SecondBuild(
+        images=len(images),
+        differ=int((logits[0].argmax(1) != logits[1].argmax(1)).sum()),
+        difference=difference if math.isfinite(difference) else None,
+        same_bytes=first.sha256 == second.sha256,
+    )
 
 
 def load(artifact: Artifact, *, mode: str = GRAPH, threads: int | None = None) -> Session:

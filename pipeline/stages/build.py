@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+import msgspec
 
 from pipeline import console
 from pipeline.errors import UsageError
@@ -15,7 +19,8 @@ from pipeline.records import code, manifest
 from pipeline.records.devices import Gpu
 from pipeline.records.forms import Engine
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Out, card, output
+from pipeline.runtimes import tensorrt
+from pipeline.stages import Data, Out, card, images, output
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import builder, cuda, known_faults, precision
 
@@ -50,13 +55,15 @@ def run(
     timing_cache: Annotated[
         Path | None, "tensorrt: folder of kernels' timings, which make the next build faster; by default the user's."
     ] = None,
+    twice: Annotated[bool, "Build a second engine, and record how many answers to the test images differ."] = False,
+    data: Data = None,
 ) -> Artifact:
     """Compile the float16 ONNX file to a TensorRT engine; or, if it is named, the int8 one or the float32 one.
 
     Strongly typed: TensorRT takes the precision that the file has, and doesn't choose one. Before the build every
     layer of the parsed network is checked; one in another precision fails the build and is named. An engine belongs to
     the GPU and the version it was made for: build it on the device that is to run it. tensorrt-rtx needs no GPU to
-    build for one.
+    build for one. Builds are not deterministic: with --twice, a second engine is compared with the one that is kept.
 
     Raises CheckFailed where TensorRT doesn't take the file or a layer is in another type, UsageError where TensorRT or
     the GPU that it builds on is missing.
@@ -77,17 +84,41 @@ def run(
         cache = _timings(timing_cache, chosen["version"], gpu)
     elif not extras.problem(cuda.gpu) and cuda.gpu().target in chosen["targets"]:
         gpu = cuda.gpu()  # otherwise tensorrt-rtx builds for others only
-    plan = {name: value for name, value in chosen.items() if name not in ("runtime", "version")}
+    if twice and not gpu:
+        raise UsageError(f"--twice: compares two engines' answers on a GPU: {', '.join(chosen['targets'])} is not here")
+    split = images(half, data) if twice else None
     model = onnx_file.load(half)
-    content = model.SerializeToString(deterministic=True)
+    for fault in known_faults.fitting(chosen["runtime"], chosen["version"], ELEMENTS[half.kind], model):
+        console.say(f"{half.path}: known fault: {fault}; `pipeline verify` of the engine tells")
+    compiled = functools.partial(_compiled, half, model.SerializeToString(deterministic=True), bindings, chosen, gpu)
+    engine = compiled(out, cache)
+    if split is None:
+        return engine
+    with tempfile.TemporaryDirectory() as folder:
+        second = tensorrt.compare(engine, compiled(Path(folder), None), split.images)
+    about = {name: getattr(engine, name) for name in ("parents", "options", "versions", "code")}
+    return manifest.write(
+        engine.path, manifest.content(engine), facts=msgspec.structs.replace(engine.facts, second=second), **about
+    )
+
+
+def _compiled(
+    half: Artifact,
+    content: bytes,
+    bindings: Any,
+    chosen: dict[str, Any],
+    gpu: Gpu | None,
+    out: Path,
+    cache: Path | None,
+) -> Artifact:
+    """Build an engine of a file's content and write it; where its GPU is, ask it what its layers compute in."""
     source, element = str(half.path), ELEMENTS[half.kind]
-    for fault in known_faults.fitting(chosen["runtime"], chosen["version"], element, model):
-        console.say(f"{source}: known fault: {fault}; `pipeline verify` of the engine tells")
     integers = sum(each.int8 for each in half.facts.layers) if element == "INT8" else 0
+    plan = {name: value for name, value in chosen.items() if name not in ("runtime", "version")}
     compiling, start = builder.Plan(**plan, timing_cache=cache), time.perf_counter()
     engine, layers = builder.build(source, content, element, bindings, compiling, integers)
     seconds = round(time.perf_counter() - start, 3)
-    inspected = builder.inspect(source, engine, element, bindings, version_compatible) if gpu else None
+    inspected = builder.inspect(source, engine, element, bindings, compiling.version_compatible) if gpu else None
     return manifest.write(
         output(out, ALSO.get(half.kind, FILE), half),
         engine,
@@ -179,6 +210,8 @@ def show(engine: Artifact) -> None:
         f"{right} of {len(between)} {what} compute in {facts.element}; built for {target} "
         f"in {facts.build_seconds:.1f} s"
     )
+    if facts.second:
+        console.result(f"second build: {facts.second}")
     for summed_in, names in precision.accumulators(facts.inspected or []).items():
         applies = {
             "float32": "as certificates A1 and A assume",

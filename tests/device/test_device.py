@@ -15,6 +15,7 @@ from pipeline.device import deploy, doctor
 from pipeline.errors import CheckFailed
 from pipeline.records import disk, manifest
 from pipeline.records.forms import EngineLayer
+from pipeline.stages import bench
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import builder
 from tests.support import ROOT, command, flip, one_line, surroundings
@@ -77,7 +78,9 @@ def test_deploy_on_a_device_builds_verifies_and_times_engines(device, chain, few
     monkeypatch.setattr(builder, "build", lambda source, content, *_: (content[:99], []))
     monkeypatch.setattr(builder, "inspect", lambda *_: layers)
     monkeypatch.setattr(library, "installed", lambda: ["tensorrt"])
-    report = deploy.run(chain, out=tmp_path, data=str(few), gate=0.8, quick=True, batch=(1, 4))
+    timed = bench.run
+    monkeypatch.setattr(bench, "run", lambda *forms, quick, **options: timed(*forms, quick=True, **options))
+    report = deploy.run(chain, out=tmp_path, data=str(few), gate=0.8, batch=(1, 4))
     rows = {(row.form, row.arithmetic): row for row in report.facts.rows}
     assert report.facts.no_engine is None and report.facts.gpu.name == "Orin"
     assert ("mnist_cnn.fp32.engine", "FLOAT, no CUDA graph") in rows
@@ -86,7 +89,9 @@ def test_deploy_on_a_device_builds_verifies_and_times_engines(device, chain, few
     timed = rows["mnist_cnn.engine", "HALF, CUDA graph"].latency
     assert [each.batch for each in timed] == [1, 4] and timed[0].gpu_microseconds["p50"] > 0
     deploy.show(report)
-    assert "GPU µs" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "GPU µs" in output and output.count("built a second time: the same bytes") == 3
+    assert {second.images for second in report.facts.second_builds.values()} == {500}
 
 
 def test_a_form_that_fails_fails_the_deployment_and_is_reported(chain, few, tmp_path):

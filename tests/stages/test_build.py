@@ -119,6 +119,7 @@ def test_it_builds_for_one_target(chain, name):
         (["--dla", "0"], "0 DLA cores"),
         (["--dla", "-1"], "expected 0 or more"),
         (["--version-compatible"], "name GPUs by --target"),
+        (["--twice", "--target", "sm86"], "sm86 is not here"),
     ],
 )
 def test_wrong_use_is_one_line(chain, tmp_path, options, expected):

@@ -15,8 +15,8 @@ from pipeline.records import manifest
 from pipeline.records.devices import Gpu
 from pipeline.records.forms import Engine
 from pipeline.runtimes import tensorrt
-from pipeline.stages import bench, card, verify
-from pipeline.tensorrt import cuda
+from pipeline.stages import bench, build, card, verify
+from pipeline.tensorrt import builder, cuda
 from tests.support import command, flip, one_line
 from tests.support.fake_gpu import ENGINE, ORIN
 
@@ -148,3 +148,39 @@ def test_who_names_an_engine_that_cannot_run_here_is_told(chain, tmp_path):
     manifest.write(tmp_path / made.name, manifest.content(made), options=options, facts=made.facts)
     line = one_line(command("bench", tmp_path / made.name, "--quick"), 1)
     assert f"built by tensorrt-rtx 1.0.0.1, this machine has {made.options['version']}" in line
+
+
+@pytest.mark.parametrize(
+    ("second", "altered", "told"),
+    [
+        (b"an engine", 0, "the same bytes"),
+        (b"another", 0, "the same answers, logits within 0 of the largest"),
+        (b"another", 3, "3 of 500 answers differ, logits within "),
+        (b"another", None, "not finite"),
+    ],
+)
+def test_a_second_build_is_compared_with_the_one_that_is_kept(
+    device, chain, few, digits, tmp_path, monkeypatch, capsys, second, altered, told
+):
+    """The compiler's place takes one that gives these bytes; the second engine answers otherwise for some images."""
+    marked = {image.tobytes() for image in digits.images[:altered]}
+
+    def other(images: np.ndarray) -> np.ndarray:
+        logits = device.answer(images)
+        for image, row in zip(images, logits, strict=True):
+            row *= np.nan if altered is None else -1 if image.tobytes() in marked else 1
+        return logits
+
+    built, caches = [b"an engine", second], []
+    device.others[b"another"] = other
+    monkeypatch.setattr(builder, "build", lambda *given: caches.append(given[4].timing_cache) or (built.pop(0), []))
+    monkeypatch.setattr(builder, "inspect", lambda *_: [])
+    form = manifest.read(chain / "mnist_cnn.fp16.onnx")
+    made = build.run(form, out=tmp_path, runtime="tensorrt", twice=True, data=str(few))
+    facts = manifest.read(made.path).facts.second
+    assert manifest.content(made) == b"an engine" and manifest.names(tmp_path) == [made.name]
+    assert facts.images == 500 and (altered is None or facts.differ == altered)
+    assert caches[0] is not None and caches[1] is None  # the second has timings of its own
+    build.show(made)
+    assert told in capsys.readouterr().out.partition("second build: ")[2]
+    assert not device.cuda.live
