@@ -62,7 +62,8 @@ def run(
         disk.check_writable(out)
         if not data and (folder / files.TEST_SET).is_file():
             data = str(folder / files.TEST_SET)
-        building = {"out": out, "max_batch": max(64, *batch), "twice": not quick, "data": data}
+        timings = _timings(folder, out)
+        building = {"out": out, "max_batch": max(64, *batch), "timing_cache": timings, "twice": not quick, "data": data}
         engines, no_engine = _engines(forms, runtime, building)
         verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
         latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
@@ -112,6 +113,15 @@ def shipped(release: Path) -> list[Artifact]:
             f"{release}: expected an ONNX file that this pipeline made, or a folder with one, received {received}"
         )
     return forms
+
+
+def _timings(release: Path, out: Path) -> Path:
+    """Return the folder of kernels' timings, one file a GPU and version; those of the release are a start."""
+    folder = out / files.TIMINGS
+    for path in (release / files.TIMINGS).glob("*"):
+        if not (folder / path.name).exists():
+            disk.save(folder / path.name, path.read_bytes())
+    return folder
 
 
 def _engines(

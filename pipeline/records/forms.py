@@ -176,6 +176,7 @@ class EngineLayer(Part, omit_defaults=True, frozen=True):
     inputs: list[Words]
     outputs: list[Words]
     kernel: Words = ""  # of a built engine
+    falls_back: bool = False  # to the GPU, from a deep-learning accelerator that can't compute it
 
 
 class SecondBuild(Part, frozen=True):

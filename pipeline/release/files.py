@@ -13,6 +13,7 @@ from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import disk, manifest
 
 SUMS, SIGNATURE, ABOUT, TEST_SET = "SHA256SUMS", "model.sig", "release.json", "test-set.npz"
+TIMINGS = "timings"  # folder of files that TensorRT's builder makes, one a GPU and version
 EARLIER = "earlier"  # an earlier release, while it is being replaced
 IGNORED = {".git", ".gitattributes"}  # what a model hub adds; model-signing leaves them out, too
 

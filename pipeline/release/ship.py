@@ -40,6 +40,9 @@ def run(
     ] = None,
     sigstore: Annotated[bool, "Sign with your identity instead, through Sigstore; needs a network."] = False,
     builder: Annotated[str, "URI of the builder, for the provenance statement."] = "urn:edge-pipeline:local",
+    timings: Annotated[
+        Path | None, "Folder of kernels' timings that a deployment left: the next on such a device builds faster."
+    ] = None,
     unverified: Annotated[bool, "Ship what isn't proven, marked as unverified everywhere."] = False,
 ) -> Artifact:
     """Gather a release: the ONNX files with their records and proof, card, report, test set, provenance, one archive.
@@ -53,6 +56,13 @@ def run(
     installs.require("ship", (*NEEDS, *(signing.NEEDS if signed else ())))
     if sign_key and sigstore:
         raise UsageError("--sign-key, --sigstore: expected at most one of them")
+    if timings and format == "triton":
+        raise UsageError("--timings: a Triton repository has no place for them: expected --format folder")
+    timed = {f"{files.TIMINGS}/{path.name}": path for path in sorted(timings.glob("*.timings"))} if timings else {}
+    if timings and not timed:
+        raise UsageError(
+            f"--timings {timings}: expected files *.timings, as `pipeline deploy` leaves in {files.TIMINGS}"
+        )
     if sign_key:
         signing.read_key(sign_key, private=True)
     disk.check_writable(out)
@@ -86,6 +96,7 @@ def run(
         shipped = triton.files(contents.forms) | _files(filter(None, [contents.verification, contents.latency]))
     else:
         shipped = _folder(contents, split, answers)
+        shipped |= {name: path.read_bytes() for name, path in timed.items()}
     shipped[files.ABOUT] = _json(kinds.plain(about))
     shipped["LICENSE"] = _licence()
     shipped["provenance.json"] = _json(provenance.statement(contents, shipped, builder))

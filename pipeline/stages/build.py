@@ -210,6 +210,11 @@ def show(engine: Artifact) -> None:
         f"{right} of {len(between)} {what} compute in {facts.element}; built for {target} "
         f"in {facts.build_seconds:.1f} s"
     )
+    if made["dla"] is not None:
+        names = [each.name for each in facts.layers if each.falls_back]
+        console.result(
+            f"DLA {made['dla']}: {len(names)} of {len(facts.layers)} layers fall back to the GPU: {', '.join(names)}"
+        )
     if facts.second:
         console.result(f"second build: {facts.second}")
     for summed_in, names in precision.accumulators(facts.inspected or []).items():

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import structs
+
 from pipeline import console
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import disk
@@ -52,6 +54,8 @@ def build(
     network, layers = _parsed(content, source, builder, bindings, log)
     precision.assert_parsed(source, layers, element, integers)
     config = _config(builder, network, bindings, plan)
+    if plan.dla is not None:
+        layers = falling_back(layers, network, config)
     with console.progress(None, "step", "engine") as bar:
         monitor = _monitor(bindings, bar)  # must outlive the build
         config.progress_monitor = monitor
@@ -114,6 +118,16 @@ def _config(builder: trt.Builder, network: trt.INetworkDefinition, bindings: Any
         if cache is None or not config.set_timing_cache(cache, False):  # an unusable cache counts as empty
             config.set_timing_cache(config.create_timing_cache(b""), False)
     return config
+
+
+def falling_back(
+    layers: list[EngineLayer], network: trt.INetworkDefinition, config: trt.IBuilderConfig
+) -> list[EngineLayer]:
+    """Mark those layers of a network that the accelerator can't compute, and that TensorRT therefore gives the GPU."""
+    return [
+        structs.replace(each, falls_back=not config.can_run_on_DLA(network.get_layer(index)))
+        for index, each in enumerate(layers)
+    ]
 
 
 def _target(config: Any, bindings: Any, targets: Sequence[str]) -> None:

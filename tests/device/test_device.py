@@ -15,6 +15,7 @@ from pipeline.device import deploy, doctor
 from pipeline.errors import CheckFailed
 from pipeline.records import disk, manifest
 from pipeline.records.forms import EngineLayer
+from pipeline.release import archives, ship, verify_release
 from pipeline.stages import bench
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import builder
@@ -75,7 +76,13 @@ def test_a_chains_own_folder_is_none_for_a_device(shipped, chain):
 def test_deploy_on_a_device_builds_verifies_and_times_engines(device, chain, few, tmp_path, monkeypatch, capsys):
     """Without the compiler: its place takes one that makes an engine of any bytes."""
     layers = [EngineLayer(name="conv", type="CaskConvolution", inputs=["Half"], outputs=["Half"])]
-    monkeypatch.setattr(builder, "build", lambda source, content, *_: (content[:99], []))
+    caches = []
+
+    def compiled(source, content, element, bindings, plan, integers):
+        caches.append(plan.timing_cache)
+        return content[:99], []
+
+    monkeypatch.setattr(builder, "build", compiled)
     monkeypatch.setattr(builder, "inspect", lambda *_: layers)
     monkeypatch.setattr(library, "installed", lambda: ["tensorrt"])
     timed = bench.run
@@ -89,9 +96,27 @@ def test_deploy_on_a_device_builds_verifies_and_times_engines(device, chain, few
     timed = rows["mnist_cnn.engine", "HALF, CUDA graph"].latency
     assert [each.batch for each in timed] == [1, 4] and timed[0].gpu_microseconds["p50"] > 0
     deploy.show(report)
+    assert caches == [tmp_path / "timings/tensorrt-10.3.0-Orin-sm87.timings", None] * 3  # None: timings of its own
     output = capsys.readouterr().out
     assert "GPU µs" in output and output.count("built a second time: the same bytes") == 3
     assert {second.images for second in report.facts.second_builds.values()} == {500}
+
+
+def test_timings_travel_with_a_release_to_the_next_device_of_the_kind(release, digits, tmp_path):
+    left = tmp_path / "device/timings"
+    left.mkdir(parents=True)
+    (left / "tensorrt-10.3.0-Orin-sm87.timings").write_bytes(b"timings")
+    made = ship.run(release, out=tmp_path, timings=left)
+    assert verify_release.run(made.path).facts.verified
+    with archives.opened(made.path) as folder:
+        assert [path.name for path in deploy._timings(folder, tmp_path / "next").iterdir()] == [
+            next(left.iterdir()).name
+        ]
+        (tmp_path / "next/timings/tensorrt-10.3.0-Orin-sm87.timings").write_bytes(b"its own")
+        deploy._timings(folder, tmp_path / "next")
+    assert next((tmp_path / "next/timings").iterdir()).read_bytes() == b"its own"
+    error = one_line(command("ship", release, "--out", tmp_path, "--timings", tmp_path), 2)
+    assert "expected files *.timings" in error
 
 
 def test_a_form_that_fails_fails_the_deployment_and_is_reported(chain, few, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline import runtimes
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import manifest
 from pipeline.records.devices import Gpu
-from pipeline.records.forms import Engine
+from pipeline.records.forms import Engine, EngineLayer
 from pipeline.runtimes import tensorrt
 from pipeline.stages import bench, build, card, verify
 from pipeline.tensorrt import builder, cuda
@@ -26,8 +27,8 @@ def engine(chain, tmp_path):
     """An engine on record as built here; its bytes mean nothing, since the GPU is none."""
     parent = manifest.read(chain / "mnist_cnn.fp16.onnx")
 
-    def make(content: bytes = b"an engine", gpu: Gpu | None = ORIN, **options) -> manifest.Artifact:
-        facts = Engine(**card(parent), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
+    def make(content: bytes = b"an engine", gpu: Gpu | None = ORIN, layers=(), **options) -> manifest.Artifact:
+        facts = Engine(**card(parent), gpu=gpu, element="HALF", build_seconds=1.0, layers=list(layers))
         path = tmp_path / "mnist_cnn.engine"
         return manifest.write(path, content, parents=[parent], options=ENGINE | options, facts=facts)
 
@@ -148,6 +149,19 @@ def test_who_names_an_engine_that_cannot_run_here_is_told(chain, tmp_path):
     manifest.write(tmp_path / made.name, manifest.content(made), options=options, facts=made.facts)
     line = one_line(command("bench", tmp_path / made.name, "--quick"), 1)
     assert f"built by tensorrt-rtx 1.0.0.1, this machine has {made.options['version']}" in line
+
+
+def test_what_falls_back_from_an_accelerator_to_the_gpu_is_listed_by_layer(engine, capsys):
+    """As TensorRT's configuration answers for each layer of the parsed network, in its order."""
+    kinds = ["CAST", "CONVOLUTION", "MATRIX_MULTIPLY"]
+    layers = [EngineLayer(name=kind.lower(), type=kind, inputs=["HALF"], outputs=["HALF"]) for kind in kinds]
+    network = SimpleNamespace(get_layer=kinds.__getitem__)
+    config = SimpleNamespace(can_run_on_DLA=lambda layer: layer == "CONVOLUTION")
+    marked = builder.falling_back(layers, network, config)
+    assert [each.falls_back for each in marked] == [True, False, True]
+    made = engine(dla=1, layers=marked, opt_batch=1)
+    build.show(manifest.read(made.path))
+    assert "DLA 1: 2 of 3 layers fall back to the GPU: cast, matrix_multiply" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
