@@ -118,7 +118,7 @@ def shipped(release: Path) -> list[Artifact]:
 def _timings(release: Path, out: Path) -> Path:
     """Return the folder of kernels' timings, one file a GPU and version; those of the release are a start."""
     folder = out / files.TIMINGS
-    for path in (release / files.TIMINGS).glob("*"):
+    for path in (release / files.TIMINGS).glob("*.timings"):
         if not (folder / path.name).exists():
             disk.save(folder / path.name, path.read_bytes())
     return folder

@@ -1,7 +1,8 @@
 """A GPU that isn't there: the calls of `cuda.bindings.driver` and of a TensorRT engine, with their rules.
 
 Work put on a stream is done when the stream is waited for, not before; what is captured is done only when the graph is
-launched; memory is freed once, and none may be allocated while a graph is captured. It shows that the session's code
+launched; memory is freed once. To allocate or to wait spoils a capture, which then gives no graph. The time between two
+events is known when both were reached. It shows that the session's code
 keeps the rules. That the rules are CUDA's, a machine with a GPU must show (tests marked `gpu`).
 """
 
@@ -22,6 +23,11 @@ ENGINE = {
     "version_compatible": False,
     "hardware_compatible": False,
 }
+UNSUPPORTED, INVALIDATED, INVALID, NOT_READY = 900, 901, 400, 600  # as CUresult has them
+ERRORS = {1: "CUDA_ERROR_BAD", UNSUPPORTED: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}
+ERRORS |= {INVALIDATED: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}
+ERRORS |= {INVALID: "CUDA_ERROR_INVALID_HANDLE", NOT_READY: "CUDA_ERROR_NOT_READY"}
+PENDING = "recorded, not reached"
 ORIN = Gpu(name="Orin", capability="8.7", driver="12.6")
 
 
@@ -38,7 +44,7 @@ def _gives(*values):
 class Cuda:
     """Stands in for the module `cuda.bindings.driver`."""
 
-    CUresult = SimpleNamespace(CUDA_SUCCESS=0, bad=1)
+    CUresult = SimpleNamespace(CUDA_SUCCESS=0)
     CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0)
@@ -51,14 +57,22 @@ class Cuda:
     cuDeviceGetName = _gives(b"Orin".ljust(256, b"\0"))
     cuDriverGetVersion = _gives(12060)
     cuDevicePrimaryCtxRetain = _gives("context")
-    cuGetErrorName = _gives(b"CUDA_ERROR_BAD")
     cuGetErrorString = _gives(b"something bad")
 
     def __init__(self) -> None:
         self.memory, self.live, self.allocations, self.launches = {}, set(), 0, 0
         self.stream: list = []
         self.capturing: list | None = None
+        self.spoilt, self.done = False, 0
         self.fail: set[str] = set()
+
+    def cuGetErrorName(self, error):
+        return 0, ERRORS[error].encode()
+
+    def _refused(self) -> bool:
+        """Whether a graph is being captured, which a call that may not be in one spoils."""
+        self.spoilt = self.spoilt or self.capturing is not None
+        return self.capturing is not None
 
     def put(self, work) -> None:
         (self.stream if self.capturing is None else self.capturing).append(work)
@@ -76,7 +90,8 @@ class Cuda:
         return 0, (8, 7)[which]
 
     def _allocate(self, size):
-        assert self.capturing is None, "allocated while a graph was captured"
+        if self._refused():
+            return UNSUPPORTED, None
         if "memory" in self.fail:
             return 1, None
         block = (ctypes.c_ubyte * size)(*([0xAB] * size))
@@ -115,15 +130,20 @@ class Cuda:
         def record():
             event.at = self.done
 
+        event.at = PENDING
         self.put(record)
         return (0,)
 
     def cuEventElapsedTime(self, before, after):
-        return 0, float(after.at - before.at)  # "milliseconds": pieces of work between
+        if None in (before.at, after.at):
+            return INVALID, None
+        if PENDING in (before.at, after.at):
+            return NOT_READY, None
+        return 0, float(after.at - before.at)  # "milliseconds": pieces of work between, less than none if turned round
 
     def cuStreamSynchronize(self, stream):
-        assert self.capturing is None, "waited while a graph was captured"
-        self.done = 0
+        if self._refused():
+            return (UNSUPPORTED,)
         work, self.stream = self.stream, []
         for each in work:
             each()
@@ -131,10 +151,13 @@ class Cuda:
         return (0,)
 
     def cuStreamBeginCapture(self, stream, mode):
-        self.capturing = []
+        self.capturing, self.spoilt = [], False
         return (0,)
 
     def cuStreamEndCapture(self, stream):
+        if self.spoilt:
+            self.capturing, self.spoilt = None, False
+            return INVALIDATED, None
         graph, self.capturing = SimpleNamespace(work=self.capturing), None
         return self._made(graph)
 
