@@ -117,6 +117,8 @@ def test_timings_travel_with_a_release_to_the_next_device_of_the_kind(release, d
     assert next((tmp_path / "next/timings").iterdir()).read_bytes() == b"its own"
     error = one_line(command("ship", release, "--out", tmp_path, "--timings", tmp_path), 2)
     assert "expected files *.timings" in error
+    line = ["ship", release, "--out", tmp_path, "--timings", left, "--format", "triton"]
+    assert "has no place for them" in one_line(command(*line), 2)
 
 
 def test_a_form_that_fails_fails_the_deployment_and_is_reported(chain, few, tmp_path):
