@@ -80,7 +80,6 @@ class Certified(Part, frozen=True):
     at_most: Share
     median: Amount  # of the bounds on the lead over the runner-up, in logits
     p99: Amount
-    seconds: Amount
 
 
 class Certificate(Facts, frozen=True):
