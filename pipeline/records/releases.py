@@ -80,3 +80,10 @@ class DeviceReport(Here, frozen=True):
     gate: Share
     warnings: list[Words]
     rows: Annotated[list[Deployed], Meta(min_length=1)]
+
+
+class Boards(Facts, frozen=True):
+    """A release in use on several boards: their reports by host, and what failed or kept one from having a report."""
+
+    boards: dict[Words, DeviceReport]
+    failures: Reasons
