@@ -26,7 +26,7 @@ OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "LogL
 # The job ends with the connection: left alone, it would disturb what the next one measures.
 WATCHED = """exec 3<&0
 setsid sh -c "$job" sh "$@" </dev/null 3<&- & pid=$!
-(cat <&3; kill -TERM -- "-$pid") >/dev/null 2>&1 & watch=$!
+(cat <&3; kill -TERM "-$pid") >/dev/null 2>&1 & watch=$!
 exec 3<&-
 wait "$pid"; code=$?
 kill "$watch" 2>/dev/null

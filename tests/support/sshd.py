@@ -49,7 +49,9 @@ class Server:
         environment = {"HOME": self.home, "PATH": f"{self.bin}:/usr/bin:/bin"}
         if borrow:
             environment["PYTHONPATH"] = f"{folder / 'path'}:{sysconfig.get_path('purelib')}"
-        environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+            environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        else:
+            environment["PIP_NO_INDEX"] = "1"
         self._start(environment)
         self.client()
 
