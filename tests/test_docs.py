@@ -132,8 +132,9 @@ def test_a_good_and_a_bad_report_look_as_the_page_says(device, chain, few, tmp_p
     monkeypatch.setattr(builder, "inspect", lambda *_: None)
     monkeypatch.setattr(library, "installed", lambda: ["tensorrt"])
     monkeypatch.setattr(jetson, "state", lambda: ORIN)
+    half = chain / "mnist_cnn.fp16.onnx"
     for gate, title in ((0.8, "A good report"), (1.0, "A bad one")):
-        deploy.show(deploy.run(chain, out=tmp_path, data=str(few), gate=gate, quick=True, batch=(1,)))
+        deploy.show(deploy.run(half, out=tmp_path, data=str(few), gate=gate, quick=True, batch=(1,)))
         said = capsys.readouterr()
         lines = [line for line in blocks(title) if not line.startswith("unreliable")]
         assert lines and [line for line in lines if not printed(line, said.out)] == []

@@ -7,8 +7,10 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from pipeline.device import wheels
 from pipeline.device.ssh import Board
@@ -45,7 +47,7 @@ about = {
 }
 print(json.dumps(about))
 """
-UNPACK = 'rm -rf "$1.part" && mkdir "$1.part" && tar -xzf - --no-same-owner -C "$1.part" && mv "$1.part" "$1"'
+UNPACK = 'rm -rf "$1" "$1.part" && mkdir "$1.part" && tar -xzf - --no-same-owner -C "$1.part" && mv "$1.part" "$1"'
 INSTALL = """venv=$1 wheel=$2 extras=$3; shift 3
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2; }
 rm -rf "$venv"
@@ -60,12 +62,12 @@ class About(msgspec.Struct, frozen=True):
 
     python: tuple[int, int, int]
     architecture: Name
-    glibc: Words
+    glibc: Annotated[str, Meta(pattern=r"^\d+\.\d+\Z")]
     free: int
     present: list[str]
     venv: bool
     jetpack: Words | None
-    tensorrt: Words | None
+    tensorrt: Annotated[str, Meta(pattern=r"^\d+\.[\w.+-]*\Z")] | None
     cuda: int | None
 
 

@@ -195,6 +195,19 @@ def test_a_board_that_lacks_something_is_refused_before_anything_is_copied(other
         boards.expect_fit(reached, about(**other), "auto", "venv", [])
 
 
+def test_a_full_disk_is_one_line_before_anything_is_copied(board, on):
+    cache = board.home / ".cache"
+    cache.mkdir(exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", cache], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted")
+    try:
+        assert "board: disk full: expected " in one_line(on(), 2)
+        assert not list((board.home / ssh.ROOT).iterdir())
+    finally:
+        subprocess.run(["umount", cache], check=True)
+
+
 def test_a_disk_that_fills_up_is_one_line_and_nothing_of_it_counts(board, on):
     board.program("tar", "/usr/bin/tar -tz >/dev/null; echo 'tar: write error: No space left on device' >&2; exit 2")
     shutil.rmtree(board.home / ssh.ROOT, ignore_errors=True)
