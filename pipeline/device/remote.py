@@ -11,9 +11,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from pipeline import console
 from pipeline.device import ssh, wheels
@@ -35,7 +36,7 @@ CLEAN = 'cd && rm -rf "$1" && { rmdir "${1%/*}" 2>/dev/null; true; }'  # and the
 class Reported(msgspec.Struct, frozen=True):
     """What the board's `pipeline deploy --json` prints, as far as it is relied on."""
 
-    path: str
+    path: Annotated[str, Meta(pattern=r"(^|/)[^/.][^/]*\Z")]
     sha256: Sha256
     parents: Digests
 

@@ -90,8 +90,8 @@ def connected(host: str, config: Path | None) -> Iterator[Board]:
     with tempfile.TemporaryDirectory(prefix="ssh-") as folder, tempfile.TemporaryFile() as errors:
         chosen = [f"-o{option}" for option in (*OPTIONS, f"ControlPath={folder}/s")]
         ssh = ("ssh", *(["-F", str(config)] if config else []), *chosen)
-        # In the background; and soon gone, should this process be killed.
-        master = [*ssh, "-oControlMaster=yes", "-oControlPersist=30", "-fN", "--", host]
+        # In the background; gone after some idle minutes, should this process be killed.
+        master = [*ssh, "-oControlMaster=yes", "-oControlPersist=300", "-fN", "--", host]
         done = subprocess.run(master, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
         if done.returncode:
             errors.seek(0)

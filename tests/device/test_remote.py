@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pipeline.device import board as boards
-from pipeline.device import deploy, ssh, wheels
-from pipeline.errors import UsageError, last_line
+from pipeline.device import deploy, remote, ssh, wheels
+from pipeline.errors import CheckFailed, UsageError, last_line
 from pipeline.records import disk, manifest
 from pipeline.records.releases import Boards
+from tests import arm64
 from tests.support import command, one_line
 from tests.support.sshd import Server
 
@@ -59,23 +61,6 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.05)
-
-
-def test_a_report_comes_back_and_the_board_is_left_clean(board, on, release, tmp_path, capsys):
-    done = on("--clean")
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "device/board"
-    assert {path.name for path in folder.iterdir()} == REPORTS and f"{folder}/device-report.json" in done.stdout
-    report = manifest.read(folder / "device-report.json")
-    assert report.facts.passed and report.facts.no_engine == "--runtime none"
-    for name in ("verification.json", "latency.json"):
-        assert report.parents[name] == manifest.read(folder / name).sha256
-    assert report.parents["mnist_cnn.onnx"] == disk.digest(release / "mnist_cnn.onnx")
-    assert not (board.home / ".cache/edge-pipeline").exists() and "removed ~/.cache/edge-pipeline/deploy" in done.stderr
-    deploy.show(manifest.write(None, None, facts=Boards(boards={"orin": report.facts}, failures=[])))
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " mnist_cnn" in line]
-    assert {row[1] for row in rows} == {"mnist_cnn.onnx", "mnist_cnn.fp16.onnx", "mnist_cnn.int8.onnx"}
-    assert all(row[0] == "orin" and row[-1] == "yes" for row in rows)
 
 
 def test_a_cut_connection_is_one_line_and_the_same_command_then_ends_as_ever(board, on, tmp_path):
@@ -195,6 +180,23 @@ def test_a_board_that_lacks_something_is_refused_before_anything_is_copied(other
         boards.expect_fit(reached, about(**other), "auto", "venv", [])
 
 
+def test_a_report_comes_back_and_the_board_is_left_clean(board, on, release, tmp_path, capsys):
+    done = on("--clean")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "device/board"
+    assert {path.name for path in folder.iterdir()} == REPORTS and f"{folder}/device-report.json" in done.stdout
+    report = manifest.read(folder / "device-report.json")
+    assert report.facts.passed and report.facts.no_engine == "--runtime none"
+    for name in ("verification.json", "latency.json"):
+        assert report.parents[name] == manifest.read(folder / name).sha256
+    assert report.parents["mnist_cnn.onnx"] == disk.digest(release / "mnist_cnn.onnx")
+    assert not (board.home / ".cache/edge-pipeline").exists() and "removed ~/.cache/edge-pipeline/deploy" in done.stderr
+    deploy.show(manifest.write(None, None, facts=Boards(boards={"orin": report.facts}, failures=[])))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " mnist_cnn" in line]
+    assert {row[1] for row in rows} == {"mnist_cnn.onnx", "mnist_cnn.fp16.onnx", "mnist_cnn.int8.onnx"}
+    assert all(row[0] == "orin" and row[-1] == "yes" for row in rows)
+
+
 def test_a_full_disk_is_one_line_before_anything_is_copied(board, on):
     cache = board.home / ".cache"
     cache.mkdir(exist_ok=True)
@@ -246,6 +248,23 @@ def test_a_board_has_a_folder_named_by_its_host(host, name):
             ssh.folder_name(host)
 
 
+@pytest.mark.parametrize("answer", [b"", b"nonsense", b'{"python": "3"}', b'{"python": [3, 10, 1], "glibc": "musl"}'])
+def test_a_board_that_answers_something_else_is_refused(monkeypatch, answer):
+    monkeypatch.setattr(ssh.Board, "call", lambda *_, **__: answer)
+    with pytest.raises(CheckFailed, match="jetson: doesn't tell what it is"):
+        boards.ask(ssh.Board("jetson", ()), "tensorrt")
+
+
+@pytest.mark.parametrize("path", ["..", "device/..", "/", "", "device/.bashrc"])
+def test_a_report_has_a_plain_name(path):
+    said = {"path": "device/device-report.json", "sha256": "0" * 64, "parents": {}}
+    assert msgspec.convert(said, remote.Reported)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({**said, "path": path}, remote.Reported)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({**said, "parents": {f"a/{path}": "0" * 64}}, remote.Reported)
+
+
 def test_wheels_are_of_every_glibc_that_the_board_takes():
     names = wheels._platforms("aarch64", "2.35")
     assert names[0] == "manylinux_2_35_aarch64" and "manylinux_2_17_aarch64" in names
@@ -274,5 +293,25 @@ def test_a_release_into_an_environment_without_torch_or_network(shipped, tmp_pat
         again = command(*line, "--on", "board", "--ssh-config", server.config, "--out", tmp_path / "device", "--clean")
         assert again.returncode == 0 and "copying" not in again.stderr, again.stderr
         assert not (server.home / ".cache/edge-pipeline").exists()
+    finally:
+        server.stop()
+
+
+@pytest.mark.exhaustive
+def test_a_release_on_an_emulated_arm64(shipped, few, tmp_path):
+    """Where `python -m tests.arm64` can run: wheels for aarch64 are resolved here and installed there."""
+    try:
+        arm64.prepare(arm64.FOLDER)
+    except UsageError as error:
+        pytest.skip(str(error))
+    root = arm64.FOLDER / "root"
+    server = Server(tmp_path / "board", borrow=False, inside=arm64.inside(root))
+    try:
+        line = ["deploy", shipped / "mnist_cnn-1.0.0.tar.gz", *LINE, "--data", few, "--offline", "--clean"]
+        done = command(*line, "--on", "board", "--ssh-config", server.config, "--out", tmp_path / "device")
+        assert done.returncode == 0, done.stderr
+        report = manifest.read(tmp_path / "device/board/device-report.json").facts
+        assert report.machine.architecture == "aarch64" and report.passed and report.release.verified
+        assert not (root / "root/.cache/edge-pipeline").exists()
     finally:
         server.stop()

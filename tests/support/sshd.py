@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,11 @@ sys.meta_path.insert(0, NoTorch())
 class Server:
     """An SSH server whose sessions have a home of their own; `config` lets `ssh -F` reach it as `board`.
 
-    With `borrow`, they see the packages of this environment but torch, so that pip there has nothing to fetch.
+    With `borrow`, they see the packages of this environment but torch, so that pip there has nothing to fetch. With
+    `inside`, the beginning of a command line, they run in another system.
     """
 
-    def __init__(self, folder: Path, *, borrow: bool) -> None:
+    def __init__(self, folder: Path, *, borrow: bool, inside: Sequence[object] = ()) -> None:
         if not SSHD:
             pytest.skip("needs an SSH server: apt install openssh-server")
         self.folder, self.home, self.bin, self.config = folder, folder / "home", folder / "bin", folder / "ssh_config"
@@ -46,23 +49,25 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.trust("host")
-        environment = {"HOME": self.home, "PATH": f"{self.bin}:/usr/bin:/bin"}
+        environment = {"HOME": self.home, "PATH": f"{self.bin}:/usr/sbin:/usr/bin:/sbin:/bin"}
         if borrow:
             environment["PYTHONPATH"] = f"{folder / 'path'}:{sysconfig.get_path('purelib')}"
             environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
         else:
             environment["PIP_NO_INDEX"] = "1"
-        self._start(environment)
+        if inside:
+            self.program("inside", f'exec {shlex.join(map(str, inside))} sh -c "$SSH_ORIGINAL_COMMAND"')
+        self._start(environment, f"ForceCommand {self.bin}/inside" if inside else "")
         self.client()
 
-    def _start(self, environment: dict[str, object]) -> None:
+    def _start(self, environment: dict[str, object], more: str) -> None:
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where the server confines itself to
         settings = self.folder / "sshd_config"
         settings.write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host\nPidFile none\nStrictModes no\n"
             f"AuthorizedKeysFile {self.folder}/key.pub\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\n"
-            f"SetEnv {' '.join(f'{name}={value}' for name, value in environment.items())}\n"
+            f"SetEnv {' '.join(f'{name}={value}' for name, value in environment.items())}\n{more}\n"
         )
         with (self.folder / "sshd.log").open("w") as log:
             self.process = subprocess.Popen([SSHD, "-D", "-e", "-f", settings], stderr=log, stdin=subprocess.DEVNULL)
