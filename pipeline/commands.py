@@ -85,7 +85,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
                 "pipeline demo --open"),
     ),
     "On the device": (
-        Command("deploy", "pipeline.device.deploy", "Check, build, verify and measure a release on a device.",
+        Command("deploy", "pipeline.device.deploy", "Check, build, verify and measure a release, here or over SSH.",
                 "pipeline deploy release/mnist_cnn-1.0.0 --public-key pub.pem"),
         Command("doctor", "pipeline.device.doctor", "Show what this machine can do and what is missing.",
                 "pipeline doctor"),
