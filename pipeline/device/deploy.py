@@ -39,7 +39,7 @@ def run(
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
     batch: Annotated[tuple[int, ...], "Batch size to time; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use on the CPU."] = 1,
-    quick: Annotated[bool, "One twelfth of the requests: a quick look, not a publishable result."] = False,
+    quick: bench.Quick = False,
     on: Annotated[
         tuple[str, ...], "Board to deploy on over SSH, user@host or a name of ~/.ssh/config; several times."
     ] = (),

@@ -14,13 +14,16 @@ from pipeline import console
 from pipeline.machine import jetson
 from pipeline.measure import statistics
 from pipeline.records.devices import Board
-from pipeline.records.reports import Timed
+from pipeline.records.reports import Estimate, Timed
 
-ROUNDS = 16  # turns of every subject, so that all meet the same noise
+ROUNDS = 20  # turns of every subject, so that all meet the same noise
+WINDOWS = 5  # of as many rounds each, whose median is the throughput; MLPerf Tiny rules
 WARM_UP = (0.5, 3.0)  # seconds a subject, at least and at most
 WINDOW = 0.1  # seconds whose medians are compared to tell whether a subject is warm
-ENOUGH = 24_576  # requests for a p90; MLPerf Inference rules, SingleStream
-UNSTABLE = 0.025  # coefficient of variation of the rounds' medians over which a run is called unstable
+STEADY = 0.025  # relative difference of two windows' medians up to which it is
+REQUESTS = 24_576  # at batch 1; what MLPerf's rules asked for a p90 before early stopping
+ESTIMATED = (90.0, 99.0)  # percentiles that are estimated by early stopping
+UNSTABLE = 0.05  # spread of the windows over which a run is called unstable
 
 
 @dataclass
@@ -35,10 +38,11 @@ class Subject:
     gpu: list[float] = field(default_factory=list)  # on the GPU, without copies
     watts: list[float] = field(default_factory=list)
 
-    def timed(self) -> Timed:
-        """Return the latencies in microseconds and the throughput of all rounds."""
+    def timed(self, *, quick: bool = False) -> Timed:
+        """Return the latencies of all rounds in microseconds, the throughput of the windows; no estimates if quick."""
         seconds = np.concatenate(self.rounds)
-        medians = np.array([np.median(times) for times in self.rounds])
+        rates = self.batch / seconds.reshape(WINDOWS, -1).mean(1)
+        middle = float(np.median(rates))
         # The board's power while requests followed each other without a pause, times the time an image took.
         watts = float(np.mean(self.watts)) if self.watts else None
         joules = watts * float(seconds.mean()) / self.batch if watts is not None else None
@@ -47,9 +51,11 @@ class Subject:
             batch=self.batch,
             requests=len(seconds),
             microseconds=_microseconds(seconds),
-            images_per_second=self.batch * len(seconds) / float(seconds.sum()),
-            round_medians=[float(median * 1e6) for median in medians],
-            variation=float(medians.std() / medians.mean()),
+            estimates=[] if quick else [_estimate(seconds, percent) for percent in ESTIMATED],
+            images_per_second=middle,
+            round_medians=[float(np.median(times) * 1e6) for times in self.rounds],
+            windows=rates.tolist(),
+            spread=float(np.ptp(rates)) / middle,
             gpu_microseconds=_microseconds(np.array(self.gpu)) if self.gpu else None,
             watts=watts,
             millijoules_per_image=joules * 1e3 if joules is not None else None,
@@ -60,12 +66,27 @@ def _microseconds(seconds: np.ndarray) -> dict[str, float]:
     return {name: value * 1e6 for name, value in statistics.percentiles(seconds).items()}
 
 
-def measure(subjects: list[Subject], requests: int) -> list[Board]:
+def _estimate(seconds: np.ndarray, percent: float) -> Estimate:
+    discarded, value = statistics.early_stopping(seconds, percent) or (None, None)
+    return Estimate(
+        percent=percent,
+        confidence=statistics.CONFIDENCE,
+        needed=statistics.needed(percent),
+        made=len(seconds),
+        discarded=discarded,
+        microseconds=value * 1e6 if value is not None else None,
+    )
+
+
+def measure(subjects: list[Subject], *, quick: bool = False) -> list[Board]:
     """Time every subject, and return a Jetson's state before the first round and after each; empty elsewhere.
 
-    Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 8 a round. The board's
-    state is read between the rounds, and its power between the turns, never during a request.
+    Batch 1 gets `REQUESTS`, larger batches as many as show as many images, and as many as the estimates need; if quick,
+    a twelfth, at least 8 a round. The board's state is read between the rounds, and its power between the turns, never
+    during a request.
     """
+    images = REQUESTS // 12 if quick else REQUESTS
+    least = 8 if quick else -(-statistics.needed(max(ESTIMATED)) // ROUNDS)
     before = jetson.state()
     states = [before]
     for subject in subjects:
@@ -76,7 +97,7 @@ def measure(subjects: list[Subject], requests: int) -> list[Board]:
         with console.progress(ROUNDS * len(subjects), "turn", "latency") as bar:
             for _ in range(ROUNDS):
                 for subject in subjects:
-                    turn = max(8, requests // ROUNDS // subject.batch)
+                    turn = max(least, -(-images // ROUNDS // subject.batch))
                     subject.rounds.append(_turn(subject.step, turn))
                     if subject.gpu_step:
                         subject.gpu += [subject.gpu_step() for _ in range(turn)]
@@ -98,7 +119,7 @@ def _warm_up(step: Callable[[], None]) -> None:
         while time.perf_counter() - window < WINDOW:
             times.append(float(_turn(step, 1)[0]))
         median = float(np.median(times))
-        if passed >= least and abs(median - last) <= UNSTABLE * median:
+        if passed >= least and abs(median - last) <= STEADY * median:
             return
         last = median
 

@@ -105,8 +105,23 @@ class Verification(Facts, omit_defaults=True, frozen=True):
     certified: list[Certified] = field(default_factory=list)
 
 
+class Estimate(Part, omit_defaults=True, frozen=True):
+    """A percentile of all latencies, estimated from above by MLPerf's early stopping; none of too few requests."""
+
+    percent: Real
+    confidence: Share
+    needed: Positive
+    made: Positive
+    discarded: Count | None = None
+    microseconds: Amount | None = None
+
+
 class Timed(Row, omit_defaults=True, frozen=True):
-    """A form's latency and throughput at a batch size. There are always enough requests for the median."""
+    """A form's latency and throughput at a batch size. There are always enough requests for the median.
+
+    `images_per_second` is the median of the windows, `spread` the range of the windows by their median. `variation`, of
+    the rounds' medians, stands in older reports in their place.
+    """
 
     mode: Words
     batch: Positive
@@ -114,7 +129,10 @@ class Timed(Row, omit_defaults=True, frozen=True):
     microseconds: Percentiles
     images_per_second: Amount
     round_medians: list[Amount]
-    variation: Amount
+    variation: Amount | None = None
+    estimates: list[Estimate] = field(default_factory=list)
+    windows: list[Amount] = field(default_factory=list)
+    spread: Amount | None = None
     gpu_microseconds: Percentiles | None = None
     watts: Amount | None = None
     millijoules_per_image: Amount | None = None

@@ -21,6 +21,7 @@ from pipeline.runtimes import tensorrt
 from pipeline.stages import OptionalOut, Provider
 
 KIND, FILE = "latency", "latency.json"
+Quick = Annotated[bool, "One twelfth of the requests, no estimates: a quick look, not MLPerf-style, not publishable."]
 
 
 def run(
@@ -28,7 +29,7 @@ def run(
     out: OptionalOut = None,
     batch: Annotated[tuple[int, ...], "Batch size; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use."] = 1,
-    quick: Annotated[bool, "One twelfth of the requests: a quick look, not a publishable result."] = False,
+    quick: Quick = False,
     compare: Annotated[bool, "Also how many times faster than the checkpoint in plain PyTorch."] = False,
     provider: Provider = "cpu",
     no_cuda_graph: Annotated[bool, "Engines only without a CUDA graph; otherwise with and without."] = False,
@@ -36,8 +37,9 @@ def run(
     """Measure latency (p50 to p99.9, nothing clipped) and throughput of every form in every runtime.
 
     MLPerf-style single stream: the next request is made when the last has completed, with the copies to and from a GPU;
-    what the GPU computes is timed beside it. Subjects take turns in short rounds, so their ratios hold on a busy
-    machine. Warns when the rounds' medians vary by more than 2.5 %, and when a Jetson is in no state to be measured.
+    what the GPU computes is timed beside it. p90 and p99 are also given as early-stopping estimates, at 99 % confidence
+    not too low; throughput is the median of five windows. Subjects take turns in short rounds, so their ratios hold on
+    a busy machine. Warns when the windows spread by more than 5 %, and when a Jetson is in no state to be measured.
     """
     if not forms:
         raise UsageError(
@@ -59,8 +61,8 @@ def run(
                 about |= {"runtime": runtimes.title(runtime), "arithmetic": session.arithmetic}
                 for size in batch:
                     subjects.append(timing.Subject(about, size, session.step(size), session.gpu_step(size)))
-        board = timing.measure(subjects, timing.ENOUGH // 12 if quick else timing.ENOUGH)
-    rows = [subject.timed() for subject in subjects]
+        board = timing.measure(subjects, quick=quick)
+    rows = [subject.timed(quick=quick) for subject in subjects]
     return manifest.write(
         out / FILE if out else None,
         None,
@@ -70,7 +72,7 @@ def run(
             warnings=jetson.warnings(board) if board else [],
             threads=threads,
             quick=quick,
-            unstable=[f"{row.form} at batch {row.batch}" for row in rows if row.variation > timing.UNSTABLE],
+            unstable=[f"{row.form} at batch {row.batch}" for row in rows if (row.spread or 0) > timing.UNSTABLE],
             rows=rows,
             speedup=_speedup(rows) if compare else None,
         ),
@@ -125,18 +127,31 @@ def show(latency: Artifact) -> None:
     """Print the latency as tables for people, with what makes it unreliable."""
     facts = latency.facts
     percentiles = ["p50", "p90", "p99", "p99.9"]
-    headers = ["form", "runtime", "batch", *percentiles, "images/s", "requests", "GPU p50", "mJ/image"]
+    estimated = [f"p{percent:g}*" for percent in timing.ESTIMATED]
+    headers = ["form", "runtime", "batch", *percentiles, *estimated]
+    headers += ["images/s", "requests", "spread", "GPU p50", "mJ/image"]
     rows = []
     for row in facts.rows:
         name = f"{row.runtime}, {row.mode}" if row.mode not in ("", "cpu") else row.runtime
         times = [cell(row.microseconds.get(each)) for each in percentiles]
+        bounds = {f"p{each.percent:g}*": each.microseconds for each in row.estimates}
+        times += [cell(bounds.get(each)) for each in estimated]
+        spread = "–" if row.spread is None else f"{row.spread:.1%}"
+        counts = [f"{row.images_per_second:,.0f}", f"{row.requests:,}", spread]
         gpu = cell((row.gpu_microseconds or {}).get("p50"))
-        counts = [f"{row.images_per_second:,.0f}", f"{row.requests:,}"]
         rows.append([row.form, name, str(row.batch), *times, *counts, gpu, cell(row.millijoules_per_image)])
-    headers, *rows = measured(headers, rows, "GPU p50", "mJ/image")
+    headers, *rows = measured(headers, rows, *estimated, "spread", "GPU p50", "mJ/image")
     about = facts.machine
     title = f"{about.processor}, {about.cores} cores; {facts.threads} thread(s) a request; microseconds"
-    console.table(headers, rows, title=title, spare=("requests", "p99.9", "images/s"))
+    console.table(headers, rows, title=title, spare=("spread", "requests", "p99.9", "images/s"))
+    for percent in timing.ESTIMATED:
+        estimates = [each for row in facts.rows for each in row.estimates if each.percent == percent]
+        if estimates:
+            made = sorted({each.made for each in estimates})
+            console.result(
+                f"* p{percent:g}, MLPerf-style early-stopping estimate at {estimates[0].confidence:.0%} confidence: "
+                f"{estimates[0].needed:,} requests needed, {' or '.join(f'{each:,}' for each in made)} made"
+            )
     if facts.speedup:
         ratios = [
             [each.form, str(each.batch), f"{each.median:.2f}", "{:.2f} – {:.2f}".format(*each.quartiles)]
@@ -150,8 +165,8 @@ def show(latency: Artifact) -> None:
     for warning in facts.warnings:
         console.say(f"unreliable measurement: {warning}")
     if facts.quick:
-        console.say(f"quick: fewer than the {timing.ENOUGH:,} requests that a p90 is claimed from")
+        console.say("quick: not MLPerf-style: too few requests to publish, and no early-stopping estimates")
     if facts.unstable:
         console.say(
-            f"unstable: medians varied by over {timing.UNSTABLE:.1%} between rounds for {', '.join(facts.unstable)}"
+            f"unstable: throughput varied by over {timing.UNSTABLE:.0%} between windows for {', '.join(facts.unstable)}"
         )

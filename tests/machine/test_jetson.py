@@ -75,7 +75,7 @@ def test_a_clock_that_changes_though_pinned_is_told(board):
 
 def test_a_measurement_has_the_boards_states_and_power(board):
     subject = timing.Subject({}, 1, lambda: time.sleep(1e-4))
-    states = timing.measure([subject], 1)
+    states = timing.measure([subject], quick=True)
     assert states == [jetson.state()] * (timing.ROUNDS + 1) and subject.watts == [7.25] * timing.ROUNDS
 
 
