@@ -9,12 +9,13 @@ from msgspec import Meta
 from pipeline.records.facts import Amount, Facts, Name, Part, Positive, Real, Words
 
 
-class Gpu(Part, frozen=True):
-    """A GPU: name, compute capability such as "8.7", CUDA version of its driver."""
+class Gpu(Part, omit_defaults=True, frozen=True):
+    """A GPU: name, compute capability such as "8.7", its driver's CUDA version, whether it shares the host's memory."""
 
     name: Words
     capability: Annotated[str, Meta(pattern=r"^\d+\.\d+\Z")]
     driver: Words
+    integrated: bool = False
 
     @property
     def target(self) -> str:

@@ -32,14 +32,17 @@ def run(
     quick: Quick = False,
     compare: Annotated[bool, "Also how many times faster than the checkpoint in plain PyTorch."] = False,
     provider: Provider = "cpu",
-    no_cuda_graph: Annotated[bool, "Engines only without a CUDA graph; otherwise with and without."] = False,
+    no_cuda_graph: Annotated[
+        bool, "Engines only without a CUDA graph; otherwise also with one, and zero copy where memory is shared."
+    ] = False,
 ) -> Artifact:
     """Measure latency (p50 to p99.9, nothing clipped) and throughput of every form in every runtime.
 
-    MLPerf-style single stream: the next request is made when the last has completed, with the copies to and from a GPU;
-    what the GPU computes is timed beside it. p90 and p99 are also given as early-stopping estimates, at 99 % confidence
-    not too low; throughput is the median of five windows. Subjects take turns in short rounds, so their ratios hold on
-    a busy machine. Warns when the windows spread by more than 5 %, and when a Jetson is in no state to be measured.
+    MLPerf-style single stream: the next request is made when the last has completed, with the copies to and from a GPU,
+    and without them where it shares the host's memory; what it computes is timed beside it. p90 and p99 are also given
+    as early-stopping estimates, at 99 % confidence not too low; throughput is the median of five windows. Subjects take
+    turns in short rounds, so their ratios hold on a busy machine. Warns when the windows spread by more than 5 %, and
+    when a Jetson is in no state to be measured.
     """
     if not forms:
         raise UsageError(
@@ -53,7 +56,7 @@ def run(
     with contextlib.ExitStack() as sessions:
         for form in forms:
             for runtime, mode in runtimes.readers(form.kind, provider):
-                if not runtime.TIMED or (no_cuda_graph and mode == tensorrt.GRAPH):
+                if not runtime.TIMED or (no_cuda_graph and mode in (tensorrt.ZERO_COPY, tensorrt.GRAPH)):
                     continue
                 readers.append((runtime, mode))
                 session = sessions.enter_context(runtime.load(form, mode=mode, threads=threads))

@@ -41,7 +41,7 @@ def test_a_session_answers_for_any_number_of_images(device, engine, chain, digit
     with tensorrt.load(engine(), mode=mode) as session:
         for count in (counts := (150, 1, 64, 65, 7, 150)):
             assert np.allclose(session(images[:count]), expected[:count], atol=1e-3)
-        assert device.cuda.launches == (sum(-(-count // 64) for count in counts) if mode == tensorrt.GRAPH else 0)
+        assert device.cuda.launches == (sum(-(-count // 64) for count in counts) if mode != tensorrt.STREAM else 0)
         assert session.arithmetic == f"HALF, {mode}"
     assert not device.cuda.live, "something wasn't freed"
 
@@ -57,6 +57,32 @@ def test_a_request_allocates_nothing_and_is_done_when_it_returns(device, engine,
         assert session.gpu_step(8)() > 0
         with pytest.raises(UsageError, match="at most 64, received 65; build it with --max-batch"):
             session.step(65)
+
+
+def test_where_memory_is_shared_nothing_is_copied(device, engine, digits):
+    """By default, too; and the session sees new images in the memory that it has, and gives the logits from it."""
+    images = digits.images[:20]
+    with tensorrt.load(engine()) as session:
+        assert session.arithmetic == "HALF, CUDA graph, zero copy"
+        for part in (images[:8], images[8:16]):
+            assert np.allclose(session(part), device.answer(part), atol=1e-3)
+        session.step(8)()
+        assert device.cuda.copies == 0 and device.cuda.allocations == 2
+    device.cuda.integrated = False
+    with tensorrt.load(engine()) as session:
+        assert session.arithmetic == "HALF, CUDA graph"
+        assert np.allclose(session(images), device.answer(images), atol=1e-3) and device.cuda.copies > 0
+    assert not cuda.gpu().integrated and len(runtimes.readers("engine")) == 2
+
+
+def test_memory_that_is_not_mapped_is_refused(device):
+    """The stand-in knows, as CUDA does, what was allocated for what."""
+    with cuda.Stream() as stream:
+        with pytest.raises(CheckFailed, match="CUDA_ERROR_BAD"):
+            stream._call("cuMemHostGetDevicePointer", stream.pinned((4,), np.uint8).ctypes.data, 0)
+        array, address = stream.mapped((4,), np.uint8)
+        assert address == array.ctypes.data and address in device.cuda.seen
+    assert not device.cuda.live and not device.cuda.seen
 
 
 def test_the_gpu_time_is_that_of_the_computation_alone(device, engine):
@@ -121,11 +147,11 @@ def test_what_cuda_says_reaches_the_person(device, engine):
 
 def test_it_is_verified_and_timed_like_any_form(device, engine, few):
     made = engine()
-    graph, stream = verify.run(made, data=str(few), gate=0.8).facts.rows
-    assert (graph.arithmetic, stream.arithmetic) == ("HALF, CUDA graph", "HALF, no CUDA graph")
-    assert graph.wrong == stream.wrong
+    verified = verify.run(made, data=str(few), gate=0.8).facts.rows
+    ways = ["HALF, CUDA graph, zero copy", "HALF, CUDA graph", "HALF, no CUDA graph"]
+    assert [row.arithmetic for row in verified] == ways and len({tuple(row.wrong) for row in verified}) == 1
     rows = bench.run(made, quick=True, batch=(1,)).facts.rows
-    assert [row.arithmetic for row in rows] == [graph.arithmetic, stream.arithmetic]
+    assert [row.arithmetic for row in rows] == ways
     assert all(row.gpu_microseconds["p50"] > 0 for row in rows)
     (row,) = bench.run(made, quick=True, batch=(1,), no_cuda_graph=True).facts.rows
     assert row.mode == tensorrt.STREAM
