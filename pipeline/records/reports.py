@@ -119,6 +119,7 @@ class Estimate(Part, omit_defaults=True, frozen=True):
 class Timed(Row, omit_defaults=True, frozen=True):
     """A form's latency and throughput at a batch size. There are always enough requests for the median.
 
+    `watts` and `rails` are what the board took meanwhile, `millijoules_per_image` what an image took above idle.
     `images_per_second` is the median of the windows, `spread` the range of the windows by their median. `variation`, of
     the rounds' medians, stands in older reports in their place.
     """
@@ -135,6 +136,7 @@ class Timed(Row, omit_defaults=True, frozen=True):
     spread: Amount | None = None
     gpu_microseconds: Percentiles | None = None
     watts: Amount | None = None
+    rails: dict[Words, Real] = field(default_factory=dict)
     millijoules_per_image: Amount | None = None
 
     def __post_init__(self) -> None:
@@ -152,8 +154,8 @@ class Speedup(Part, frozen=True):
     quartiles: Bounds
 
 
-class Latency(Facts, frozen=True):
-    """Latency and throughput of forms on a machine."""
+class Latency(Facts, omit_defaults=True, frozen=True):
+    """Latency and throughput of forms on a machine; of a Jetson, the watts of its rails before, and its warm-up."""
 
     machine: Machine
     board: list[Board]
@@ -163,6 +165,9 @@ class Latency(Facts, frozen=True):
     unstable: list[Words]
     rows: Annotated[list[Timed], Meta(min_length=1, max_length=10_000)]
     speedup: list[Speedup] | None
+    idle: dict[Words, Real] = field(default_factory=dict)
+    warm_up_seconds: Amount | None = None
+    failures: Reasons = field(default_factory=list)
 
 
 class History(Facts, frozen=True):

@@ -12,7 +12,6 @@ import numpy as np
 from pipeline import console, runtimes
 from pipeline.errors import UsageError
 from pipeline.machine import host as machine
-from pipeline.machine import jetson
 from pipeline.measure import timing
 from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
@@ -35,6 +34,7 @@ def run(
     no_cuda_graph: Annotated[
         bool, "Engines only without a CUDA graph; otherwise also with one, and zero copy where memory is shared."
     ] = False,
+    strict: Annotated[bool, "Exit 1, after the report is written, if the measurement is unreliable."] = False,
 ) -> Artifact:
     """Measure latency (p50 to p99.9, nothing clipped) and throughput of every form in every runtime.
 
@@ -64,24 +64,34 @@ def run(
                 about |= {"runtime": runtimes.title(runtime), "arithmetic": session.arithmetic}
                 for size in batch:
                     subjects.append(timing.Subject(about, size, session.step(size), session.gpu_step(size)))
-        board = timing.measure(subjects, quick=quick)
+        conditions = timing.measure(subjects, quick=quick)
     rows = [subject.timed(quick=quick) for subject in subjects]
+    unstable = [f"{row.form} at batch {row.batch}" for row in rows if (row.spread or 0) > timing.UNSTABLE]
     return manifest.write(
         out / FILE if out else None,
         None,
         facts=Latency(
             machine=msgspec.structs.replace(before, load_after=machine.describe().load),
-            board=board,
-            warnings=jetson.warnings(board) if board else [],
+            board=conditions.board,
+            warnings=conditions.warnings,
             threads=threads,
             quick=quick,
-            unstable=[f"{row.form} at batch {row.batch}" for row in rows if (row.spread or 0) > timing.UNSTABLE],
+            unstable=unstable,
             rows=rows,
             speedup=_speedup(rows) if compare else None,
+            idle=conditions.idle,
+            warm_up_seconds=conditions.warm_up,
+            failures=_unreliable(conditions.warnings, unstable) if strict else [],
         ),
         parents=forms,
         options=options(
-            batch=batch, threads=threads, quick=quick, compare=compare, provider=provider, no_cuda_graph=no_cuda_graph
+            batch=batch,
+            threads=threads,
+            quick=quick,
+            compare=compare,
+            provider=provider,
+            no_cuda_graph=no_cuda_graph,
+            strict=strict,
         ),
         versions=manifest.versions(*runtimes.packages(readers)),
         code=code.digest(__name__),
@@ -94,11 +104,22 @@ def expect(*, batch: tuple[int, ...], threads: int, **_: Any) -> None:
         raise UsageError(f"expected --batch and --threads of at least 1, received {[*batch]} and {threads}")
 
 
-def options(*_: Artifact, provider: str, no_cuda_graph: bool, **given: Any) -> dict[str, Any]:
+def options(*_: Artifact, provider: str, no_cuda_graph: bool, strict: bool = False, **given: Any) -> dict[str, Any]:
     """Return what a measurement depends on besides the forms; of the newer options, only what isn't the default."""
     chosen = {name: given[name] for name in ("batch", "threads", "quick", "compare")}
     chosen |= {"provider": provider} if provider != "cpu" else {}
-    return chosen | ({"no_cuda_graph": True} if no_cuda_graph else {})
+    flags = {"no_cuda_graph": no_cuda_graph, "strict": strict}
+    return chosen | {name: True for name, value in flags.items() if value}
+
+
+def _unreliable(warnings: Sequence[str], unstable: Sequence[str]) -> list[str]:
+    """Return what stands against believing the figures, a line each."""
+    lines = [f"unreliable measurement: {reason}" for reason in warnings]
+    if unstable:
+        lines.append(
+            f"unstable: throughput varied by over {timing.UNSTABLE:.0%} between windows for {', '.join(unstable)}"
+        )
+    return lines
 
 
 def _speedup(rows: list[Timed]) -> list[Speedup]:
@@ -165,11 +186,12 @@ def show(latency: Artifact) -> None:
     if facts.board:
         board = facts.board[0]
         console.result(f"{board.model}, JetPack {board.jetpack or '?'}, mode {board.power_mode or '?'}")
-    for warning in facts.warnings:
-        console.say(f"unreliable measurement: {warning}")
+        if facts.idle:
+            idle = ", ".join(f"{name} {watts:.2f} W" for name, watts in facts.idle.items())
+            console.result(f"mJ/image is above idle ({idle}), of the rail that feeds the others, or of all together")
+        if facts.warm_up_seconds:
+            console.result(f"warmed up for {facts.warm_up_seconds:.0f} s")
+    for line in [] if facts.failures else _unreliable(facts.warnings, facts.unstable):
+        console.say(line)
     if facts.quick:
         console.say("quick: not MLPerf-style: too few requests to publish, and no early-stopping estimates")
-    if facts.unstable:
-        console.say(
-            f"unstable: throughput varied by over {timing.UNSTABLE:.0%} between windows for {', '.join(facts.unstable)}"
-        )
