@@ -154,6 +154,16 @@ class Speedup(Part, frozen=True):
     quartiles: Bounds
 
 
+class Trtexec(Part, frozen=True):
+    """The GPU's microseconds for an engine as a CUDA graph, by trtexec and as measured here."""
+
+    form: FileName
+    batch: Positive
+    flags: list[Words]
+    trtexec: Percentiles
+    here: Percentiles
+
+
 class Latency(Facts, omit_defaults=True, frozen=True):
     """Latency and throughput of forms on a machine; of a Jetson, the watts of its rails before, and its warm-up."""
 
@@ -165,6 +175,7 @@ class Latency(Facts, omit_defaults=True, frozen=True):
     unstable: list[Words]
     rows: Annotated[list[Timed], Meta(min_length=1, max_length=10_000)]
     speedup: list[Speedup] | None
+    trtexec: list[Trtexec] = field(default_factory=list)
     idle: dict[Words, Real] = field(default_factory=dict)
     warm_up_seconds: Amount | None = None
     failures: Reasons = field(default_factory=list)

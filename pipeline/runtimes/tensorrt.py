@@ -144,6 +144,10 @@ class Session(base.Session):
 
         return once
 
+    def shape(self, batch: int) -> str:
+        """Return the input of a batch size as `trtexec --shapes` takes it."""
+        return f"{self._input[0]}:{'x'.join(map(str, (batch, *self._input[1])))}"
+
     def gpu_step(self, batch: int) -> Callable[[], float]:
         """Return a function that computes once on what is on the GPU and returns the seconds that took there."""
         compute = self._request(batch).compute

@@ -15,9 +15,10 @@ from pipeline.machine import host as machine
 from pipeline.measure import timing
 from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
-from pipeline.records.reports import Latency, Speedup, Timed
+from pipeline.records.reports import Latency, Speedup, Timed, Trtexec
 from pipeline.runtimes import tensorrt
 from pipeline.stages import OptionalOut, Provider
+from pipeline.tensorrt import trtexec
 
 KIND, FILE = "latency", "latency.json"
 Quick = Annotated[bool, "One twelfth of the requests, no estimates: a quick look, not MLPerf-style, not publishable."]
@@ -29,7 +30,9 @@ def run(
     batch: Annotated[tuple[int, ...], "Batch size; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use."] = 1,
     quick: Quick = False,
-    compare: Annotated[bool, "Also how many times faster than the checkpoint in plain PyTorch."] = False,
+    compare: Annotated[
+        bool, "Also how many times faster than the checkpoint in plain PyTorch; engines also by trtexec."
+    ] = False,
     provider: Provider = "cpu",
     no_cuda_graph: Annotated[
         bool, "Engines only without a CUDA graph; otherwise also with one, and zero copy where memory is shared."
@@ -48,11 +51,17 @@ def run(
         raise UsageError(
             "nothing to measure: expected a form of a model, or a folder with one; `pipeline run` makes them"
         )
-    if compare and not any(form.kind == "checkpoint" for form in forms):
-        raise UsageError("--compare needs the checkpoint among the forms: name it, or a folder with it")
     expect(batch=batch, threads=threads)
+    eager = compare and any(form.kind == "checkpoint" for form in forms)
+    program = trtexec.find() if compare and not no_cuda_graph else None
+    peers = {form.name for form in forms if program and form.options.get("runtime") == "tensorrt"}
+    if compare and not eager and not peers:
+        raise UsageError(
+            "--compare needs the checkpoint among the forms, or an engine and trtexec: name it, or a folder with it"
+        )
     before = machine.describe()
     subjects, readers = [], []
+    theirs: dict[tuple[str, int], dict[str, float]] = {}  # by form and batch
     with contextlib.ExitStack() as sessions:
         for form in forms:
             for runtime, mode in runtimes.readers(form.kind, provider):
@@ -64,6 +73,8 @@ def run(
                 about |= {"runtime": runtimes.title(runtime), "arithmetic": session.arithmetic}
                 for size in batch:
                     subjects.append(timing.Subject(about, size, session.step(size), session.gpu_step(size)))
+                    if mode == tensorrt.GRAPH and form.name in peers and program and form.path:
+                        theirs[form.name, size] = trtexec.run(program, form.path, session.shape(size))
         conditions = timing.measure(subjects, quick=quick)
     rows = [subject.timed(quick=quick) for subject in subjects]
     unstable = [f"{row.form} at batch {row.batch}" for row in rows if (row.spread or 0) > timing.UNSTABLE]
@@ -78,7 +89,8 @@ def run(
             quick=quick,
             unstable=unstable,
             rows=rows,
-            speedup=_speedup(rows) if compare else None,
+            speedup=_speedup(rows) if eager else None,
+            trtexec=_beside(rows, theirs),
             idle=conditions.idle,
             warm_up_seconds=conditions.warm_up,
             failures=_unreliable(conditions.warnings, unstable) if strict else [],
@@ -135,6 +147,16 @@ def _speedup(rows: list[Timed]) -> list[Speedup]:
     return speedups
 
 
+def _beside(rows: list[Timed], theirs: dict[tuple[str, int], dict[str, float]]) -> list[Trtexec]:
+    """Put what trtexec measured of a form at a batch size beside what was measured here."""
+    flags = list(trtexec.FLAGS)
+    return [
+        Trtexec(form=row.form, batch=row.batch, flags=flags, trtexec=times, here=row.gpu_microseconds or {})
+        for row in rows
+        if row.mode == tensorrt.GRAPH and (times := theirs.get((row.form, row.batch)))
+    ]
+
+
 def cell(value: float | None) -> str:
     """Write a figure for a table; – for one that wasn't measured."""
     return "–" if value is None else f"{value:.1f}"
@@ -183,6 +205,14 @@ def show(latency: Artifact) -> None:
         ]
         headers = ["form", "batch", "times faster", "quartiles"]
         console.table(headers, ratios, title="against the checkpoint in PyTorch eager")
+    if facts.trtexec:
+        peers = []
+        for each in facts.trtexec:
+            times = [cell(figures.get(name)) for figures in (each.trtexec, each.here) for name in ("p50", "p99")]
+            peers.append([each.form, str(each.batch), *times])
+        headers = ["form", "batch", "trtexec p50", "trtexec p99", "here p50", "here p99"]
+        console.table(headers, peers, title=f"microseconds by trtexec {' '.join(facts.trtexec[0].flags)}")
+        console.result(trtexec.INCLUDES)
     if facts.board:
         board = facts.board[0]
         console.result(f"{board.model}, JetPack {board.jetpack or '?'}, mode {board.power_mode or '?'}")
