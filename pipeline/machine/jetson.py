@@ -45,7 +45,9 @@ def warnings(states: list[Board]) -> list[str]:
     reasons = []
     first = states[0]
     clocks = first.gpu_mhz
-    if clocks and not first.pinned:
+    if not clocks:
+        reasons.append("GPU clock can't be read, so it may not be locked; run `sudo jetson_clocks`")
+    elif not first.pinned:
         speeds = f"{clocks['min']:.0f} to {clocks['max']:.0f} MHz"
         reasons.append(f"GPU clock is not locked ({speeds}); run `sudo jetson_clocks`")
     if first.power_mode and not first.power_mode.upper().startswith("MAXN"):

@@ -103,6 +103,7 @@ def measure(subjects: list[Subject], *, quick: bool = False) -> Conditions:
     for subject in subjects:
         _warm_up(subject.step)
     if before and not quick:
+        console.say(f"warming up until temperature and times stand still, at most {SOAK[1]:.0f} s")
         _soak(subjects, conditions)
     gc.collect()
     gc.disable()

@@ -143,6 +143,8 @@ class Cuda:
         return self._made(SimpleNamespace(at=None))
 
     def cuEventRecord(self, event, stream):
+        event.at = None
+
         def record():
             event.at = self.done
 
@@ -150,6 +152,8 @@ class Cuda:
         return (0,)
 
     def cuEventElapsedTime(self, before, after):
+        if None in (before.at, after.at):
+            return 1, None  # not reached yet
         return 0, float(after.at - before.at)  # "milliseconds": pieces of work between
 
     def cuStreamSynchronize(self, stream):
@@ -162,6 +166,8 @@ class Cuda:
         return (0,)
 
     def cuStreamBeginCapture(self, stream, mode):
+        if self.capturing is not None:
+            return (1,)  # one capture at a time
         self.capturing = []
         return (0,)
 
