@@ -151,7 +151,7 @@ def _window(step: Callable[[], None]) -> float:
 
 
 def _soak(subjects: list[Subject], conditions: Conditions) -> None:
-    """Load the board, subject by subject, until its temperature and the subjects' medians stand still, or warn."""
+    """Load the board, subject by subject, until its temperature and, on average, their medians stand still, or warn."""
     apart, most = SOAK
     begun, last, heat = time.perf_counter(), np.full(len(subjects), np.inf), jetson.hottest()
     while heat is not None and (passed := time.perf_counter() - begun) < most:
@@ -160,7 +160,7 @@ def _soak(subjects: list[Subject], conditions: Conditions) -> None:
             medians = np.array([_window(subject.step) for subject in subjects])
         before, heat = heat, jetson.hottest() or heat
         conditions.warm_up = time.perf_counter() - begun
-        if abs(heat - before) <= DRIFT and np.all(abs(medians - last) <= STEADY * medians):
+        if abs(heat - before) <= DRIFT and abs(float(np.mean(medians / last)) - 1) <= STEADY:
             return
         last = medians
     if heat is not None:
