@@ -19,14 +19,14 @@ import numpy as np
 
 from pipeline import console
 from pipeline.data import imagesets
+from pipeline.device import wheels
 from pipeline.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 FILES = ("mnist_cnn.onnx", "mnist_cnn.fp16.onnx")
+FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-pipeline/arm64"
+READY = "ready-venv"  # python3-venv is in it, too
 BINFMT, HANDLER = Path("/proc/sys/fs/binfmt_misc"), Path("/usr/lib/binfmt.d/qemu-aarch64.conf")
-PLATFORMS = [
-    f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 26, 17)
-]  # glibc of Debian 12 and Ubuntu 22.04, and older
 ANSWERS = """
 import sys, numpy
 from pathlib import Path
@@ -46,13 +46,10 @@ def main() -> int:
     arguments = _arguments()
     root, release = arguments.folder / "root", arguments.release.resolve()
     try:
-        _assert_usable()
-        _emulate()
-        if not (arguments.folder / "ready").exists():
-            _unpack(arguments.folder, root)
+        prepare(arguments.folder)
         test = imagesets.load(arguments.data, "test", (1, 28, 28), tuple("0123456789"))
         images = {"images": test.images[: arguments.images], "labels": test.labels[: arguments.images]}
-        _install(arguments.folder, root)
+        _install(root)
         found = _run_inside(root, release, images) | _compare(root, release)
     except UsageError as error:
         print("error:", error, file=sys.stderr)
@@ -66,14 +63,20 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "edge-pipeline/arm64"
-    parser.add_argument("--folder", type=Path, default=folder, help=f"where the Debian goes, 700 MB; {folder}")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help=f"where the Debian goes, 700 MB; {FOLDER}")
     parser.add_argument("--release", type=Path, default=ROOT / "artifacts", help="folder with the two .onnx files")
     parser.add_argument("--data", default="mnist", help="image set with the images to compare; mnist")
     parser.add_argument("--images", type=int, default=1000, help="how many test images; 1000")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser.parse_args()
+
+
+def prepare(folder: Path) -> None:
+    """Make the emulated system in a folder, unless it is there. UsageError if that can't be."""
+    _assert_usable()
+    _emulate()
+    if not (folder / READY).exists():
+        _unpack(folder, folder / "root")
 
 
 def _assert_usable() -> None:
@@ -101,7 +104,7 @@ def _unpack(folder: Path, root: Path) -> None:
     site, release = targets[:2]
     shutil.rmtree(root, ignore_errors=True)
     console.say(f"arm64 {release}: fetching the packages")
-    more = ["--foreign", "--arch=arm64", "--variant=minbase", "--include=python3,python3-pip"]
+    more = ["--foreign", "--arch=arm64", "--variant=minbase", "--include=python3,python3-pip,python3-venv"]
     _call("debootstrap", *more, release, root, site)
     for package in sorted((root / "var/cache/apt/archives").glob("*.deb")):
         files = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], capture_output=True, check=True).stdout
@@ -110,22 +113,19 @@ def _unpack(folder: Path, root: Path) -> None:
         (root / "proc").unlink()
     for name in ("proc", "dev"):
         (root / name).mkdir(exist_ok=True)
-    (folder / "ready").touch()
+    (folder / READY).touch()
 
 
-def _install(folder: Path, root: Path) -> None:
+def _install(root: Path) -> None:
     """`pip install` of the device's extra, inside; the wheels are fetched for aarch64 here, where the network is."""
     console.say("the device's extra: fetching the wheels, pip install inside")
-    wheels = root / "wheels"
-    shutil.rmtree(wheels, ignore_errors=True)
-    pip = [sys.executable, "-m", "pip"]
-    _call(*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, ROOT)
-    wanted = f"{next(wheels.glob('edge_pipeline-*.whl'))}[jetson]"
-    python = _inside(root, "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
-    platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-    only = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", *platforms]
-    _call(*pip, "download", "--quiet", *only, "--dest", wheels, wanted)
-    inside = f"/wheels/{Path(wanted).name}"
+    folder = root / "wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    wheel = wheels.build(folder)
+    about = "import sys, platform; print('%d.%d' % sys.version_info[:2], platform.libc_ver()[1])"
+    python, glibc = _inside(root, "python3", "-c", about).split()
+    wheels.gather(wheel, "jetson", python=python, architecture="aarch64", glibc=glibc)
     options = [
         "--quiet",
         "--break-system-packages",
@@ -134,7 +134,7 @@ def _install(folder: Path, root: Path) -> None:
         "--find-links",
         "/wheels",
     ]
-    _inside(root, "python3", "-m", "pip", "install", "--force-reinstall", *options, inside)
+    _inside(root, "python3", "-m", "pip", "install", "--force-reinstall", *options, f"/wheels/{wheel.name}[jetson]")
 
 
 def _run_inside(root: Path, release: Path, images: dict[str, np.ndarray]) -> dict:
@@ -177,12 +177,19 @@ def _agreement(there: dict, here: dict, name: str) -> dict:
 
 
 def _inside(root: Path, *line: str) -> str:
-    """A command in the emulated system, with mounts that end with it. Gives its stdout. Without /sys, which tells of
-    this machine's processor: ONNX Runtime crashes on it there, and but warns where it is missing."""
+    """Run a command in the emulated system and return what it writes."""
+    return subprocess.run([*inside(root), *line], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def inside(root: Path) -> list[object]:
+    """The beginning of a command line that runs in the emulated system, with mounts that end with it.
+
+    Without /sys, which tells of this machine's processor: ONNX Runtime crashes on it there, and but warns where it is
+    missing.
+    """
     mounts = 'for each in proc dev; do mount --rbind "/$each" "$0/$each"; done && exec chroot "$0" "$@"'
     clean = ["env", "-i", "PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/root", "LANG=C.UTF-8"]
-    called = ["unshare", "--mount", "sh", "-c", mounts, root, *clean, *line]
-    return subprocess.run(called, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return ["unshare", "--mount", "sh", "-c", mounts, root, *clean]
 
 
 def _call(*line: object) -> None:

@@ -37,7 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _as_tests_need_it() -> None:
     """Named image sets are looked for in the checkout's data/, whatever folder a test is in; and short warm-ups."""
     sources.ROOT = DATA
-    timing.WARM_UP = (0.02, 0.2)
+    timing.WARM_UP, timing.SOAK, timing.POWER = (0.02, 0.2), (0.05, 0.5), (0.02, 0.2)
 
 
 @pytest.fixture(scope="session")

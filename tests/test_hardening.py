@@ -13,7 +13,20 @@ import pytest
 from tests.hardening import Place, fuzz, tamper, targets
 from tests.support import ROOT, surroundings
 
-QUICK = ("idx", "npz", "record", "onnx", "report", "archive", "picture", "options")
+QUICK = (
+    "idx",
+    "npz",
+    "record",
+    "onnx",
+    "report",
+    "archive",
+    "picture",
+    "options",
+    "int8",
+    "adopt",
+    "classes",
+    "certificate",
+)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ class Commands(click.Group):
     """The commands of `pipeline.commands`, then those below. `--help` imports none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*commands.COMMANDS, *self.commands]
+        return [*self.commands, *commands.COMMANDS]
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name, names = args[0], self.list_commands(ctx)
@@ -43,11 +43,20 @@ class Commands(click.Group):
         return self.commands.get(name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups = {"The whole chain": [(name, each.get_short_help_str(110)) for name, each in self.commands.items()]}
         for title, group in commands.GROUPS.items():
+            groups[title] = [(command.name, command.summary) for command in group]
+        for title, rows in groups.items():
             with formatter.section(title):
-                formatter.write_dl([(command.name, command.summary) for command in group])
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, each.get_short_help_str(110)) for name, each in self.commands.items()])
+                formatter.write_dl(rows)
+
+
+class Command(click.Command):
+    """A command whose help opens with an example."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(f"\n  $ {commands.EXAMPLES[str(self.name)]}\n")
+        super().format_help_text(ctx, formatter)
 
 
 @click.command(cls=Commands, context_settings=SETTINGS, no_args_is_help=True)
@@ -79,7 +88,7 @@ def module_command(name: str, stage: ModuleType) -> click.Command:
 
     taken = [*parameters.arguments(stage), *parameters.options([stage]), parameters.json_option()]
     text = (inspect.getdoc(stage.run) or "").partition("\n\nRaises")[0]  # that is for Python's callers
-    return click.Command(name, callback=callback, params=taken, help=text, context_settings=SETTINGS)
+    return Command(name, callback=callback, params=taken, help=text, context_settings=SETTINGS)
 
 
 def _raise(failures: Sequence[str]) -> None:
@@ -89,7 +98,7 @@ def _raise(failures: Sequence[str]) -> None:
         raise CheckFailed("; ".join(failures[:SHOWN]) + more)
 
 
-class Run(click.Command):
+class Run(Command):
     """`run` has the options of every stage; they are only looked up when it is asked for."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -104,7 +113,10 @@ class Run(click.Command):
 
 @cli.command(cls=Run, context_settings=SETTINGS)
 def run(model: str, force: bool, without: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Run the whole chain: every stage whose inputs or options aren't those on record. Prints the verification last."""
+    """Run every stage whose inputs or options aren't those on record.
+
+    Prints the verification last.
+    """
     states: list[str] = []
     artifacts: list[Artifact] = []
     try:
@@ -123,13 +135,13 @@ def run(model: str, force: bool, without: tuple[str, ...], as_json: bool, **opti
         console.say("nothing to do: every artifact is as on record (--force makes them again)")
 
 
-@cli.command(context_settings=SETTINGS, params=[parameters.json_option()])
+@cli.command(cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
 @click.argument("folder", type=click.Path(path_type=Path), default=stages.DEFAULTS["out"])
 @click.option("--model", help="Which model, if the folder has several.")
 def status(folder: Path, model: str | None, as_json: bool) -> None:
-    """Show each link of the chain in a folder: fresh, stale, missing or altered. Exits 1 if one is altered.
+    """Tell which artifacts are fresh, stale, missing or altered.
 
-    A file that no stage makes by itself is "recorded": unaltered, as its record has it.
+    Exits 1 if one is altered. A file that no stage makes by itself is "recorded": unaltered, as its record has it.
     """
     links = chain.status(folder, model)
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
@@ -137,17 +149,17 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
     chain.refuse_altered(links)
 
 
-@cli.command("models", context_settings=SETTINGS, params=[parameters.json_option()])
+@cli.command("models", cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
 def list_models(as_json: bool) -> None:
-    """List the models that can be trained: files in ./models, and the project's own."""
+    """List the models: files in ./models, and the project's own."""
     cards = [models.get(name).card(name) for name in models.names()]
     _show_rows([{"name": card.name, "title": card.title, "gate": card.gate} for card in cards], "models", as_json)
 
 
-@cli.command(context_settings=SETTINGS, params=[parameters.json_option()])
+@cli.command(cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
 @click.argument("what", metavar="MODEL|FILE")
 def show(what: str, as_json: bool) -> None:
-    """Show a model's layer table and recipes, or what is on record about an artifact."""
+    """Show a model's layers and recipes, or an artifact's record."""
     if what not in models.names() and Path(what).exists():
         console.json(manifest.read(Path(what)).record())
         return

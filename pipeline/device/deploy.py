@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from pipeline import chain, console
-from pipeline.device import doctor
+from pipeline.device import doctor, remote
 from pipeline.errors import UsageError
 from pipeline.machine import extras
 from pipeline.records import code, disk, manifest
@@ -39,19 +39,29 @@ def run(
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
     batch: Annotated[tuple[int, ...], "Batch size to time; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use on the CPU."] = 1,
-    quick: Annotated[
-        bool, "One twelfth of the requests, and one build an engine: a quick look, not a publishable result."
-    ] = False,
+    quick: bench.Quick = False,
+    on: Annotated[
+        tuple[str, ...], "Board to deploy on over SSH, user@host or a name of ~/.ssh/config; several times."
+    ] = (),
+    offline: Annotated[bool, "--on: for a board without a network; this machine gathers the wheels it needs."] = False,
+    clean: Annotated[bool, "--on: afterwards remove what was put on the board, which the next time reuses."] = False,
+    ssh_config: Annotated[Path | None, "--on: configuration of ssh to use instead of ~/.ssh/config."] = None,
 ) -> Artifact:
     """Take a release, its archive, or one ONNX file, into use on this device: check, build, verify, bench, report.
+
+    With --on, on boards instead: this project is installed there, in a folder of its own, deploys there, and each
+    board's report, records and engines are brought back into OUT/HOST and checked.
 
     The signature (with --public-key) and every byte are checked before anything is loaded. Then TensorRT builds an
     engine of each file for this machine's GPU, files and engines are verified on the test set, and each is timed.
     Builds are not deterministic: the engine that is verified is the very one that is kept, and its answers are compared
-    with those of a second. Needs no torch, and no network if the release has its test set. The report's `failures` say
-    which forms do not pass.
+    with those of a second unless --quick. Needs no torch, and no network if the release has its test set. The report's
+    `failures` say which forms do not pass.
     """
-    extras.require("deploy", ["onnxruntime"])
+    if not on and (offline or clean or ssh_config):
+        raise UsageError("--offline, --clean and --ssh-config are for a board: expected --on user@board, too")
+    if not on:
+        extras.require("deploy", ["onnxruntime"])
     bench.expect(batch=batch, threads=threads)
     if out.is_dir() and "checkpoint" in {manifest.claimed_kind(out / name) for name in manifest.names(out)}:
         raise UsageError(f"--out {out}: holds a chain and its proof: expected a folder for this device alone")
@@ -60,6 +70,17 @@ def run(
         about = _inspected(release, folder, public_key, allow_unverified)
         forms = shipped(folder)
         disk.check_writable(out)
+        if on:
+            chosen: dict[str, Any] = {
+                "data": data,
+                "allow_unverified": allow_unverified,
+                "runtime": runtime,
+                "gate": gate,
+            }
+            chosen |= {"batch": batch, "threads": threads, "quick": quick}
+            return remote.run(
+                folder, forms, on, out=out, offline=offline, clean=clean, config=ssh_config, options=chosen
+            )
         if not data and (folder / files.TEST_SET).is_file():
             data = str(folder / files.TEST_SET)
         timings = _timings(folder, out)
@@ -149,6 +170,9 @@ def _deployed(row: Proven, timed: list[Timed]) -> Deployed:
 
 def show(report: Artifact) -> None:
     """Print what each form answers and how fast, and what stands in the way of believing it."""
+    if report.kind != KIND:
+        remote.show(report)
+        return
     facts = report.facts
     for name, value in doctor.summary(facts).items():
         if value not in ("no", "none"):

@@ -53,8 +53,11 @@ def parse(content: bytes, name: str) -> ModelProto:
         tensors = values(model)
     except Exception as error:  # ValidationError, InferenceError and what C++ throws share no base
         raise CheckFailed(f"{name}: is not a valid ONNX graph: {reason(error)}") from error
-    for weight in model.graph.initializer:  # before IR version 4 they are inputs, too
-        tensors.pop(weight.name, None)
+    weights = {weight.name for weight in model.graph.initializer}  # before IR version 4 they are inputs, too
+    scaled = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    weights |= {name for node in scaled if weights.issuperset(node.input) for name in node.output}
+    for weight in weights & tensors.keys():
+        tensors.pop(weight)
     for tensor, value in tensors.items():
         if (size := math.prod(max(edge, 1) for edge in shape(value))) > LARGEST:
             raise CheckFailed(f"{name}: tensor {tensor} has {size:,} elements an image: expected at most {LARGEST:,}")

@@ -1,18 +1,16 @@
 """The state of a Jetson that latencies measured on it depend on. It is only read, never changed.
 
-It is read from the kernel's files, from `nvpmodel -q` and `dpkg-query`, and, for power, from jetson-stats where that is
-installed.
+It is read from the kernel's files, from `nvpmodel -q` and `dpkg-query`.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-from pathlib import Path
+from collections import Counter
 
+from pipeline.machine import power, system
 from pipeline.records.devices import Board
 
-ROOT = Path("/")
 HOT = 80.0  # °C from which a board is about to throttle
 
 
@@ -21,22 +19,24 @@ def state() -> Board | None:
 
     GPU clocks are in MHz, temperatures in °C, power in W.
     """
-    release, model = _text("etc/nv_tegra_release"), _text("proc/device-tree/model")
+    release, model = system.text("etc/nv_tegra_release"), system.text("proc/device-tree/model")
     if release is None and "Jetson" not in (model or ""):
         return None
     clocks = _clocks()
-    cooling = _zones("cooling_device*", "cur_state", 1)
-    mode = re.search(r"Power Mode: *(.*\S)", _command("nvpmodel", "-q") or "")
+    cooling, rails = _zones("cooling_device*", "cur_state", 1), power.rails()
+    mode = re.search(r"Power Mode: *(.*\S)", system.command("nvpmodel", "-q") or "")
     return Board(
         model=model,
         release=release.partition(", GCID")[0].lstrip("# ") if release else None,
-        jetpack=_command("dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"),
+        jetpack=system.command("dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"),
         power_mode=mode[1] if mode else None,
         gpu_mhz=clocks,
         pinned=clocks["min"] == clocks["max"] if clocks else None,
         temperatures=_zones("thermal_zone*", "temp", 1000),
         throttling=[name for name, level in cooling.items() if level and "fan" not in name.lower()],
-        watts=watts(),
+        watts=power.total(rails),
+        rails=rails,
+        events=_events(),
     )
 
 
@@ -45,7 +45,9 @@ def warnings(states: list[Board]) -> list[str]:
     reasons = []
     first = states[0]
     clocks = first.gpu_mhz
-    if clocks and not first.pinned:
+    if not clocks:
+        reasons.append("GPU clock can't be read, so it may not be locked; run `sudo jetson_clocks`")
+    elif not first.pinned:
         speeds = f"{clocks['min']:.0f} to {clocks['max']:.0f} MHz"
         reasons.append(f"GPU clock is not locked ({speeds}); run `sudo jetson_clocks`")
     if first.power_mode and not first.power_mode.upper().startswith("MAXN"):
@@ -54,51 +56,31 @@ def warnings(states: list[Board]) -> list[str]:
     hottest = max((value for state in states for value in state.temperatures.values()), default=0)
     if hottest >= HOT:
         reasons.append(f"the board reached {hottest:.0f} °C; {cool}")
-    if throttling := sorted({name for state in states for name in state.throttling}):
-        reasons.append(f"the board throttled ({', '.join(throttling)}); {cool}")
+    throttling = Counter(name for state in states for name in state.throttling)
+    if counts := ", ".join(
+        f"{name} in {count} of {len(states)} readings" for name, count in sorted(throttling.items())
+    ):
+        reasons.append(f"the board throttled ({counts}); {cool}")
+    events = {name: count - first.events.get(name, count) for name, count in states[-1].events.items()}
+    if counts := ", ".join(f"{count} times {name}" for name, count in sorted(events.items()) if count > 0):
+        reasons.append(
+            f"over-current throttled the clocks ({counts}); use a stronger power supply or a lower power mode"
+        )
     current = sorted({round(state.gpu_mhz["now"]) for state in states if state.gpu_mhz})
     if first.pinned and len(current) > 1:
         reasons.append(f"GPU clock changed although it is locked: {', '.join(f'{speed} MHz' for speed in current)}")
     return reasons
 
 
-def watts() -> float | None:
-    """Return the power of all the board's rails together, from jetson-stats; None where that isn't running."""
-    try:
-        from jtop import jtop
-
-        with jtop() as board:
-            return board.power["tot"]["power"] / 1000
-    except Exception:  # the errors of a missing library and of its service share no base
-        return None
-
-
-def _text(path: Path | str) -> str | None:
-    try:
-        return (ROOT / path).read_text(errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(_text(path) or "")
-    except ValueError:
-        return None
-
-
-def _command(*line: str) -> str | None:
-    try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+def hottest() -> float | None:
+    """Return the highest of the board's temperatures in °C; None where none can be read."""
+    return max(_zones("thermal_zone*", "temp", 1000).values(), default=None)
 
 
 def _clocks() -> dict[str, float] | None:
     """Return the GPU's clocks in MHz. Its devfreq entry is called such as 17000000.gpu or gpu-gpc-0."""
-    for folder in sorted((ROOT / "sys/class/devfreq").glob("*gpu*")):
-        now, least, most = (_number(folder / f"{name}_freq") for name in ("cur", "min", "max"))
+    for folder in sorted((system.ROOT / "sys/class/devfreq").glob("*gpu*")):
+        now, least, most = (system.number(folder / f"{name}_freq") for name in ("cur", "min", "max"))
         if now is not None and least is not None and most is not None:
             return {"now": now / 1e6, "min": least / 1e6, "max": most / 1e6}
     return None
@@ -106,8 +88,18 @@ def _clocks() -> dict[str, float] | None:
 
 def _zones(pattern: str, file: str, unit: int) -> dict[str, float]:
     values = {}
-    for folder in sorted((ROOT / "sys/class/thermal").glob(pattern)):
-        name, value = _text(folder / "type"), _number(folder / file)
+    for folder in sorted((system.ROOT / "sys/class/thermal").glob(pattern)):
+        name, value = system.text(folder / "type"), system.number(folder / file)
         if name and value is not None:
             values[name] = value / unit
     return values
+
+
+def _events() -> dict[str, int]:
+    """Return how often each over-current protection has throttled the clocks since the board was started."""
+    found = {}
+    for file in sorted((system.ROOT / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
+        count = system.number(file)
+        if count is not None:
+            found[file.name.removesuffix("_event_cnt")] = int(count)
+    return found

@@ -11,16 +11,22 @@ from typing import Any
 import numpy as np
 
 from pipeline import console
-from pipeline.machine import jetson
+from pipeline.machine import jetson, power
 from pipeline.measure import statistics
 from pipeline.records.devices import Board
-from pipeline.records.reports import Timed
+from pipeline.records.reports import Estimate, Timed
 
-ROUNDS = 16  # turns of every subject, so that all meet the same noise
+ROUNDS = 20  # turns of every subject, so that all meet the same noise
+WINDOWS = 5  # of as many rounds each, whose median is the throughput; MLPerf Tiny rules
 WARM_UP = (0.5, 3.0)  # seconds a subject, at least and at most
 WINDOW = 0.1  # seconds whose medians are compared to tell whether a subject is warm
-ENOUGH = 24_576  # requests for a p90; MLPerf Inference rules, SingleStream
-UNSTABLE = 0.025  # coefficient of variation of the rounds' medians over which a run is called unstable
+STEADY = 0.025  # relative difference of two windows' medians up to which it is
+REQUESTS = 24_576  # at batch 1; what MLPerf's rules asked for a p90 before early stopping
+ESTIMATED = (90.0, 99.0)  # percentiles that are estimated by early stopping
+SOAK = (10.0, 180.0)  # seconds of load whose ends are compared to tell whether a board is warm, and at most
+DRIFT = 1.0  # °C between those ends up to which it is
+POWER = (0.5, 2.0)  # seconds before a board's power is sampled, and meanwhile
+UNSTABLE = 0.05  # spread of the windows over which a run is called unstable
 
 
 @dataclass
@@ -33,60 +39,96 @@ class Subject:
     gpu_step: Callable[[], float] | None = None
     rounds: list[np.ndarray] = field(default_factory=list)
     gpu: list[float] = field(default_factory=list)  # on the GPU, without copies
-    watts: list[float] = field(default_factory=list)
+    power: dict[str, Any] = field(default_factory=dict)  # the fields of `Timed` that say what the board took
 
-    def timed(self) -> Timed:
-        """Return the latencies in microseconds and the throughput of all rounds."""
+    def timed(self, *, quick: bool = False) -> Timed:
+        """Return the latencies of all rounds in microseconds, the throughput of the windows; no estimates if quick."""
         seconds = np.concatenate(self.rounds)
-        medians = np.array([np.median(times) for times in self.rounds])
-        # The board's power while requests followed each other without a pause, times the time an image took.
-        watts = float(np.mean(self.watts)) if self.watts else None
-        joules = watts * float(seconds.mean()) / self.batch if watts is not None else None
+        rates = self.batch / seconds.reshape(WINDOWS, -1).mean(1)
+        middle = float(np.median(rates))
         return Timed(
             **self.about,
+            **self.power,
             batch=self.batch,
             requests=len(seconds),
             microseconds=_microseconds(seconds),
-            images_per_second=self.batch * len(seconds) / float(seconds.sum()),
-            round_medians=[float(median * 1e6) for median in medians],
-            variation=float(medians.std() / medians.mean()),
+            estimates=[] if quick else [_estimate(seconds, percent) for percent in ESTIMATED],
+            images_per_second=middle,
+            round_medians=[float(np.median(times) * 1e6) for times in self.rounds],
+            windows=rates.tolist(),
+            spread=float(np.ptp(rates)) / middle,
             gpu_microseconds=_microseconds(np.array(self.gpu)) if self.gpu else None,
-            watts=watts,
-            millijoules_per_image=joules * 1e3 if joules is not None else None,
         )
+
+
+@dataclass
+class Conditions:
+    """What a measurement took place under; of a Jetson alone."""
+
+    board: list[Board] = field(default_factory=list)  # its state before the first round, and after each
+    idle: dict[str, float] = field(default_factory=dict)  # watts by rail, before any load
+    warm_up: float | None = None  # seconds of load until temperature and times stood still
+    warnings: list[str] = field(default_factory=list)
 
 
 def _microseconds(seconds: np.ndarray) -> dict[str, float]:
     return {name: value * 1e6 for name, value in statistics.percentiles(seconds).items()}
 
 
-def measure(subjects: list[Subject], requests: int) -> list[Board]:
-    """Time every subject, and return a Jetson's state before the first round and after each; empty elsewhere.
+def _estimate(seconds: np.ndarray, percent: float) -> Estimate:
+    discarded, value = statistics.early_stopping(seconds, percent) or (None, None)
+    return Estimate(
+        percent=percent,
+        confidence=statistics.CONFIDENCE,
+        needed=statistics.needed(percent),
+        made=len(seconds),
+        discarded=discarded,
+        microseconds=value * 1e6 if value is not None else None,
+    )
 
-    Batch 1 gets `requests` requests, larger batches as many as show as many images, at least 8 a round. The board's
-    state is read between the rounds, and its power between the turns, never during a request.
+
+def measure(subjects: list[Subject], *, quick: bool = False) -> Conditions:
+    """Time every subject, and on a Jetson measure its power; return the conditions.
+
+    Batch 1 gets `REQUESTS`, larger batches as many as show as many images, and as many as the estimates need; if quick,
+    a twelfth, at least 8 a round. The board's state is read between the rounds; its power is sampled when idle before,
+    and under each subject's load after them, so that reading it is in no request's time.
     """
-    before = jetson.state()
-    states = [before]
+    images = REQUESTS // 12 if quick else REQUESTS
+    least = 8 if quick else -(-statistics.needed(max(ESTIMATED)) // ROUNDS)
+    conditions, before = Conditions(), jetson.state()
+    if before:
+        conditions.board.append(before)
+        conditions.idle = _power(lambda: time.sleep(0.01))[0]
     for subject in subjects:
         _warm_up(subject.step)
+    if before and not quick:
+        console.say(f"warming up until temperature and times stand still, at most {SOAK[1]:.0f} s")
+        _soak(subjects, conditions)
     gc.collect()
     gc.disable()
     try:
         with console.progress(ROUNDS * len(subjects), "turn", "latency") as bar:
             for _ in range(ROUNDS):
                 for subject in subjects:
-                    turn = max(8, requests // ROUNDS // subject.batch)
+                    turn = max(least, -(-images // ROUNDS // subject.batch))
                     subject.rounds.append(_turn(subject.step, turn))
                     if subject.gpu_step:
                         subject.gpu += [subject.gpu_step() for _ in range(turn)]
-                    if before and (watts := jetson.watts()):
-                        subject.watts.append(watts)
                     bar.update()
-                states.append(jetson.state())
+                if state := jetson.state():
+                    conditions.board.append(state)
     finally:
         gc.enable()
-    return [state for state in states if state]
+    for subject in subjects if conditions.idle else ():
+        rails, seconds = _power(subject.step)
+        watts, idle = power.total(rails), power.total(conditions.idle)
+        if watts is not None and idle is not None:
+            millijoules = max(0.0, watts - idle) * seconds / subject.batch * 1e3
+            subject.power = {"watts": watts, "rails": rails, "millijoules_per_image": millijoules}
+    if conditions.board:
+        conditions.warnings += jetson.warnings(conditions.board)
+    return conditions
 
 
 def _warm_up(step: Callable[[], None]) -> None:
@@ -94,13 +136,52 @@ def _warm_up(step: Callable[[], None]) -> None:
     least, most = WARM_UP
     begun, last = time.perf_counter(), 0.0
     while (passed := time.perf_counter() - begun) < most:
-        window, times = time.perf_counter(), [float(_turn(step, 1)[0])]
-        while time.perf_counter() - window < WINDOW:
-            times.append(float(_turn(step, 1)[0]))
-        median = float(np.median(times))
-        if passed >= least and abs(median - last) <= UNSTABLE * median:
+        median = _window(step)
+        if passed >= least and abs(median - last) <= STEADY * median:
             return
         last = median
+
+
+def _window(step: Callable[[], None]) -> float:
+    """Return the median of the times of as many requests as fit into a window, at least one."""
+    begun, times = time.perf_counter(), [float(_turn(step, 1)[0])]
+    while time.perf_counter() - begun < WINDOW:
+        times.append(float(_turn(step, 1)[0]))
+    return float(np.median(times))
+
+
+def _soak(subjects: list[Subject], conditions: Conditions) -> None:
+    """Load the board, subject by subject, until its temperature and, on average, their medians stand still, or warn."""
+    apart, most = SOAK
+    begun, last, heat = time.perf_counter(), np.full(len(subjects), np.inf), jetson.hottest()
+    while heat is not None and (passed := time.perf_counter() - begun) < most:
+        medians = np.zeros(len(subjects))
+        while time.perf_counter() - begun < passed + apart:
+            medians = np.array([_window(subject.step) for subject in subjects])
+        before, heat = heat, jetson.hottest() or heat
+        conditions.warm_up = time.perf_counter() - begun
+        if abs(heat - before) <= DRIFT and abs(float(np.mean(medians / last)) - 1) <= STEADY:
+            return
+        last = medians
+    if heat is not None:
+        conditions.warnings.append(
+            f"temperature or latency still moved after {most:.0f} s of load; improve the cooling"
+        )
+
+
+def _power(step: Callable[[], None]) -> tuple[dict[str, float], float]:
+    """Return the mean watts by rail while `step` is run again and again, and the seconds that each took."""
+    settle, enough = POWER
+    with power.sampled() as samples:
+        begun, steps = time.perf_counter(), 0
+        while time.perf_counter() - begun < settle:
+            step()
+        samples.clear()
+        begun = time.perf_counter()
+        while (passed := time.perf_counter() - begun) < enough:
+            step()
+            steps += 1
+        return power.mean([*samples]), passed / steps
 
 
 def _turn(step: Callable[[], None], requests: int) -> np.ndarray:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
-from pipeline.records.facts import Amount, Facts, Name, Part, Positive, Real, Words
+from pipeline.records.facts import Amount, Count, Facts, Name, Part, Positive, Real, Words
 
 
-class Gpu(Part, frozen=True):
-    """A GPU: name, compute capability such as "8.7", CUDA version of its driver."""
+class Gpu(Part, omit_defaults=True, frozen=True):
+    """A GPU: name, compute capability such as "8.7", its driver's CUDA version, whether it shares the host's memory."""
 
     name: Words
     capability: Annotated[str, Meta(pattern=r"^\d+\.\d+\Z")]
     driver: Words
+    integrated: bool = False
 
     @property
     def target(self) -> str:
@@ -37,8 +38,8 @@ class Machine(Part, omit_defaults=True, frozen=True):
     python: Words | None = None
 
 
-class Board(Part, frozen=True):
-    """A Jetson's state; what can't be read is None."""
+class Board(Part, omit_defaults=True, frozen=True):
+    """A Jetson's state; what can't be read is None. Watts by rail; throttling events since it was started."""
 
     model: Words | None
     release: Words | None
@@ -49,6 +50,8 @@ class Board(Part, frozen=True):
     temperatures: dict[Words, Real]
     throttling: list[Words]
     watts: Real | None
+    rails: dict[Words, Real] = field(default_factory=dict)
+    events: dict[Name, Count] = field(default_factory=dict)
 
 
 class OnnxRuntime(Part, frozen=True):

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from pipeline.records.devices import Doctor
 from pipeline.records.facts import UNPRINTED, Count, Digests, Facts, FileName, Name, Options, Sha256, Versions
 from pipeline.records.forms import Check, Checkpoint, Engine, EngineOptions, Folded, Half, Quantized, Unfolded
-from pipeline.records.releases import DeviceReport, Release, ReleaseCheck
+from pipeline.records.releases import Boards, DeviceReport, Release, ReleaseCheck
 from pipeline.records.reports import Certificate, History, Latency, Picture, Predictions, Study, Sweep, Verification
 
 KINDS: dict[str, type[Facts]] = {
@@ -37,6 +37,7 @@ KINDS: dict[str, type[Facts]] = {
     "release": Release,
     "release-check": ReleaseCheck,
     "device-report": DeviceReport,
+    "device-reports": Boards,
     "doctor": Doctor,
     "predictions": Predictions,
 }
@@ -48,6 +49,7 @@ REPORTS = (
     "study",
     "sweep",
     "device-report",
+    "device-reports",
     "doctor",
     "predictions",
     "check",

@@ -82,3 +82,10 @@ class DeviceReport(Here, frozen=True):
     warnings: list[Words]
     rows: Annotated[list[Deployed], Meta(min_length=1)]
     second_builds: dict[FileName, SecondBuild] | None = None
+
+
+class Boards(Facts, frozen=True):
+    """A release in use on several boards: their reports by host, and what failed or kept one from having a report."""
+
+    boards: dict[Words, DeviceReport]
+    failures: Reasons

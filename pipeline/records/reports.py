@@ -80,7 +80,6 @@ class Certified(Part, frozen=True):
     at_most: Share
     median: Amount  # of the bounds on the lead over the runner-up, in logits
     p99: Amount
-    seconds: Amount
 
 
 class Certificate(Facts, frozen=True):
@@ -106,8 +105,24 @@ class Verification(Facts, omit_defaults=True, frozen=True):
     certified: list[Certified] = field(default_factory=list)
 
 
+class Estimate(Part, omit_defaults=True, frozen=True):
+    """A percentile of all latencies, estimated from above by MLPerf's early stopping; none of too few requests."""
+
+    percent: Real
+    confidence: Share
+    needed: Positive
+    made: Positive
+    discarded: Count | None = None
+    microseconds: Amount | None = None
+
+
 class Timed(Row, omit_defaults=True, frozen=True):
-    """A form's latency and throughput at a batch size. There are always enough requests for the median."""
+    """A form's latency and throughput at a batch size. There are always enough requests for the median.
+
+    `watts` and `rails` are what the board took meanwhile, `millijoules_per_image` what an image took above idle.
+    `images_per_second` is the median of the windows, `spread` the range of the windows by their median. `variation`, of
+    the rounds' medians, stands in older reports in their place.
+    """
 
     mode: Words
     batch: Positive
@@ -115,9 +130,13 @@ class Timed(Row, omit_defaults=True, frozen=True):
     microseconds: Percentiles
     images_per_second: Amount
     round_medians: list[Amount]
-    variation: Amount
+    variation: Amount | None = None
+    estimates: list[Estimate] = field(default_factory=list)
+    windows: list[Amount] = field(default_factory=list)
+    spread: Amount | None = None
     gpu_microseconds: Percentiles | None = None
     watts: Amount | None = None
+    rails: dict[Words, Real] = field(default_factory=dict)
     millijoules_per_image: Amount | None = None
 
     def __post_init__(self) -> None:
@@ -135,8 +154,18 @@ class Speedup(Part, frozen=True):
     quartiles: Bounds
 
 
-class Latency(Facts, frozen=True):
-    """Latency and throughput of forms on a machine."""
+class Trtexec(Part, frozen=True):
+    """The GPU's microseconds for an engine as a CUDA graph, by trtexec and as measured here."""
+
+    form: FileName
+    batch: Positive
+    flags: list[Words]
+    trtexec: Percentiles
+    here: Percentiles
+
+
+class Latency(Facts, omit_defaults=True, frozen=True):
+    """Latency and throughput of forms on a machine; of a Jetson, the watts of its rails before, and its warm-up."""
 
     machine: Machine
     board: list[Board]
@@ -146,6 +175,10 @@ class Latency(Facts, frozen=True):
     unstable: list[Words]
     rows: Annotated[list[Timed], Meta(min_length=1, max_length=10_000)]
     speedup: list[Speedup] | None
+    trtexec: list[Trtexec] = field(default_factory=list)
+    idle: dict[Words, Real] = field(default_factory=dict)
+    warm_up_seconds: Amount | None = None
+    failures: Reasons = field(default_factory=list)
 
 
 class History(Facts, frozen=True):

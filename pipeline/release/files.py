@@ -5,31 +5,78 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.errors import CheckFailed, UsageError
+from pipeline.errors import CheckFailed, PipelineError, UsageError
 from pipeline.records import disk, manifest
 
 SUMS, SIGNATURE, ABOUT, TEST_SET = "SHA256SUMS", "model.sig", "release.json", "test-set.npz"
 TIMINGS = "timings"  # folder of files that TensorRT's builder makes, one a GPU and version
 EARLIER = "earlier"  # an earlier release, while it is being replaced
-IGNORED = {".git", ".gitattributes"}  # what a model hub adds; model-signing leaves them out, too
+# What others add to a release's folder, and no part of it: a model hub and its client, and desktops showing a folder.
+HUBS = (".git", ".gitattributes", ".cache/huggingface", ".huggingface")
+DESKTOPS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
 
 
 def names(folder: Path) -> list[str]:
-    """The files below a folder, sorted. CheckFailed at anything that is neither file nor folder."""
-    plain = []
+    """The release's files below a folder, sorted; what `passed_over` names is left out.
+
+    Raises CheckFailed at anything that is neither file nor folder. A link is a file where a hub's client made it: in
+    `snapshots/REVISION`, to a file in the `blobs` beside `snapshots`.
+    """
+    own = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if name.parts[0] in IGNORED:
+        if _added(name):
             continue
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise CheckFailed(f"{path}: is a link or no plain file: expected only plain files in a release")
+        linked = path.is_symlink() and not _into_hubs_cache(path, folder)
+        if linked or not (path.is_file() or path.is_dir()):
+            raise CheckFailed(
+                f"{path}: is a link or no plain file: expected only plain files in a release; `cp -rL` makes a copy "
+                "without links"
+            )
         if path.is_file():
-            plain.append(name.as_posix())
-    return plain
+            own.append(name.as_posix())
+    return own
+
+
+def passed_over(folder: Path) -> list[str]:
+    """What is in a folder besides its release, sorted: the files and folders that hubs and desktops add."""
+    return sorted({added for path in folder.rglob("*") if (added := _added(path.relative_to(folder)))})
+
+
+def _added(name: Path) -> str | None:
+    """The file or folder of a hub or a desktop that a name is or lies in; None if it is the release's own."""
+    hub = next((hub for hub in HUBS if name.is_relative_to(hub)), None)
+    return hub or (name.as_posix() if DESKTOPS.fullmatch(name.name) else None)
+
+
+def _into_hubs_cache(link: Path, folder: Path) -> bool:
+    snapshots = folder.resolve().parent
+    return snapshots.name == "snapshots" and link.is_file() and link.resolve().parent == snapshots.parent / "blobs"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[Path]:
+    """Yield a folder that has the release's files and nothing else: itself, or a copy for as long as this lasts."""
+    own = names(folder)
+    if not passed_over(folder) and not any((folder / name).is_symlink() for name in own):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / folder.resolve().name
+        for name in own:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, copy / name)
+        try:
+            yield copy
+        except PipelineError as error:  # its readers know the folder, not the copy
+            error.args = (str(error).replace(str(copy), str(folder)),)
+            raise
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -117,7 +164,7 @@ def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
         raise UsageError(f"{folder}: exists and is not a release: {remedy}")
     # An earlier release may have been altered, but must have no files besides its own.
     listed = {line.partition("  ")[2] for line in (folder / SUMS).read_text(errors="replace").splitlines()}
-    present = {*names(folder), *(path.name for path in folder.iterdir() if path.name in IGNORED)}
+    present = {*names(folder), *(name for name in passed_over(folder) if not DESKTOPS.fullmatch(Path(name).name))}
     if more := sorted(present - listed - {SUMS, SIGNATURE}):
         raise UsageError(f"{folder}: has {', '.join(more)}, which a new release would remove: {remedy}")
     if (folder / SIGNATURE).is_file() and not signed:

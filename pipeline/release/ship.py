@@ -73,16 +73,17 @@ def run(
     if split.digests != reference.digests:
         raise UsageError(f"--data {data or model.data}: is {split.name}: expected {reference.name}")
     contents.forms, contents.ancestors = list(map(_public, contents.forms)), list(map(_public, contents.ancestors))
+    files.expect_free(*_target(contents, format, out), signed=signed)
+    if contents.history:
+        pages.epochs(contents.history)
     answers = measures.answers(contents.forms, split)
     if contents.verification and not contents.against:
         contents.against = measures.against(answers, split, contents.verification, model.gate)
         _refuse(folder, contents, unverified)
     if unverified and not contents.against:
         console.say("--unverified: every check passes, so the release is marked as verified")
-    name = f"{model.name}-{model.version}" + ("-triton" if format == "triton" else "")
-    name += "-unverified" if contents.against else ""
-    target, archive = out / name, out / f"{name}{archives.ARCHIVE}"
-    files.expect_free(target, archive, signed=signed)
+    target, archive = _target(contents, format, out)
+    files.expect_free(target, archive, signed=signed)  # again, since it is named by the reasons against it
     about = About(
         kind=KIND,
         model=model.name,
@@ -112,6 +113,13 @@ def run(
         versions=manifest.versions("numpy", "onnx", "matplotlib", "jinja2", "pillow"),
         code=code.digest(__name__),
     )
+
+
+def _target(contents: Contents, format: str, out: Path) -> tuple[Path, Path]:
+    """A release's folder and its archive."""
+    name = f"{contents.model.name}-{contents.model.version}" + ("-triton" if format == "triton" else "")
+    name += "-unverified" if contents.against else ""
+    return out / name, out / f"{name}{archives.ARCHIVE}"
 
 
 def _refuse(folder: Path, contents: Contents, unverified: bool) -> None:

@@ -53,10 +53,10 @@ def inspect(
     if not (folder / files.SUMS).is_file():
         nested = next((f"; there is one in {path.parent}" for path in sorted(folder.glob(f"*/{files.SUMS}"))), "")
         raise UsageError(f"{folder}: has no {files.SUMS}: expected a release, as `pipeline ship` makes it{nested}")
-    files.names(folder)  # refuses links, before a signature is checked through one
     signers = [signer for signer in (public_key, sigstore) if signer]
     for signer in signers:
-        signing.verify(folder, signer)
+        with files.alone(folder) as release:  # refuses links, before a signature is checked through one
+            signing.verify(release, signer)
     digests = files.check(folder)
     about = _about(folder)
     against = triton.against(folder, about.model) if about.format == "triton" else _against(folder, about)
@@ -73,7 +73,7 @@ def inspect(
         verified=about.verified,
         against=about.against,
         files=len(digests),
-        not_looked_at=sorted(path.name for path in folder.iterdir() if path.name in files.IGNORED),
+        not_looked_at=files.passed_over(folder),
         sums_sha256=disk.digest(folder / files.SUMS),
         signature="checked" if signers else signature,
     )
@@ -101,7 +101,9 @@ def show(check: Artifact) -> None:
     state = "verified" if facts.verified else f"UNVERIFIED: {'; '.join(facts.against)}"
     console.result(f"{facts.model} {facts.version}: {facts.files} files as listed, chain intact; {state}")
     if facts.not_looked_at:
-        console.result(f"not checked: {', '.join(facts.not_looked_at)}, which model hubs add")
+        console.result(
+            f"not checked: {', '.join(facts.not_looked_at)}: not of the release, added by a hub or a desktop"
+        )
     if facts.signature == "checked":
         console.result("signature: valid")
     else:

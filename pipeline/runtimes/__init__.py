@@ -29,7 +29,7 @@ def readers(kind: str, provider: str | None = None) -> list[tuple[ModuleType, st
         modes = runtime.READS.get(kind, ())
         if modes and provider in runtime.PROVIDERS:
             modes = (provider,)
-        pairs += [(runtime, mode) for mode in modes]
+        pairs += [(runtime, mode) for mode in modes if runtime.has(mode)]
     if not pairs:
         raise UsageError(f"no runtime runs artifacts of kind {kind!r}: expected one of {', '.join(sorted(kinds()))}")
     return pairs

@@ -53,6 +53,11 @@ class Runtime(Protocol):
         raise NotImplementedError
 
     @staticmethod
+    def has(mode: str) -> bool:
+        """Whether this machine has a mode of those that a kind is read in."""
+        return True
+
+    @staticmethod
     def unable(artifact: Artifact) -> str | None:
         """Why this machine can't run a form, where that depends on the machine."""
         return None

@@ -1,5 +1,7 @@
 """TensorRT: runs an engine on the GPU that it was built for, without torch, as a CUDA graph or enqueued anew.
 
+Where the GPU shares the host's memory, as on a Jetson, it reads the images and writes the logits in place.
+
 An engine is executable code: it is deserialised only if its bytes match its record and that record fits this GPU and
 this version. A record is a digest, not a signature: it does not show who made the engine.
 """
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     import tensorrt as trt
 
-GRAPH, STREAM = "CUDA graph", "no CUDA graph"
-READS = {"engine": (GRAPH, STREAM)}
+ZERO_COPY, GRAPH, STREAM = "CUDA graph, zero copy", "CUDA graph", "no CUDA graph"
+READS = {"engine": (ZERO_COPY, GRAPH, STREAM)}
 PACKAGES = (*library.MODULES, *cuda.PACKAGES)
 
 
@@ -40,6 +42,11 @@ def unable(artifact: Artifact) -> str | None:
 def missing() -> str | None:
     """Return what this machine lacks to run any engine, and how to get it; None if nothing."""
     return extras.problem(library.load, library.chosen("auto")) or extras.problem(cuda.gpu)
+
+
+def has(mode: str) -> bool:
+    """Whether the GPU shares the host's memory, for the mode that asks for it."""
+    return mode != ZERO_COPY or (not extras.problem(cuda.gpu) and cuda.gpu().integrated)
 
 
 def _refuse(artifact: Artifact) -> None:
@@ -98,13 +105,13 @@ class Session(base.Session):
         _refuse(artifact)
         options, content = artifact.options, manifest.content(artifact)
         bindings = library.load(options["runtime"])
-        self._log, self._graph, self._path = library.logger(bindings), mode == GRAPH, artifact.path
+        self._log, self._graph, self._path = library.logger(bindings), mode != STREAM, artifact.path
         self._engine = library.engine(self._path, content, bindings, self._log, options["version_compatible"])
         self._largest = options["max_batch"]
         self._input = _only(self._engine, bindings.TensorIOMode.INPUT, "UINT8", artifact)
         self._output = _only(self._engine, bindings.TensorIOMode.OUTPUT, "FLOAT", artifact)
         self.arithmetic = f"{artifact.facts.element}, {mode}"
-        self._stream = cuda.Stream()
+        self._stream, self._zero_copy = cuda.Stream(), mode == ZERO_COPY
         self._requests: dict[int, _Request] = {}
 
     def __exit__(self, *_: object) -> None:
@@ -127,7 +134,7 @@ class Session(base.Session):
         return np.concatenate(logits)
 
     def step(self, batch: int) -> Callable[[], None]:
-        """Return a function that runs the engine once on `batch` images, both copies and the wait included."""
+        """Return a function that runs the engine once on `batch` images, the wait and the copies, if any, included."""
         if batch > self._largest:
             raise UsageError(
                 f"{self._path}: takes batches of at most {self._largest}, received {batch}; build it with --max-batch"
@@ -139,6 +146,10 @@ class Session(base.Session):
             synchronize()
 
         return once
+
+    def shape(self, batch: int) -> str:
+        """Return the input of a batch size as `trtexec --shapes` takes it."""
+        return f"{self._input[0]}:{'x'.join(map(str, (batch, *self._input[1])))}"
 
     def gpu_step(self, batch: int) -> Callable[[], float]:
         """Return a function that computes once on what is on the GPU and returns the seconds that took there."""
@@ -154,9 +165,12 @@ class Session(base.Session):
         stream, context = self._stream, self._engine.create_execution_context()
         if context is None:
             raise self._failed("got no execution context")
-        images = stream.pinned((batch, *self._input[1]), np.uint8)
-        logits = stream.pinned((batch, *self._output[1]), np.float32)
-        source, target = stream.device(images.nbytes), stream.device(logits.nbytes)
+        ends = ((batch, *self._input[1]), np.uint8), ((batch, *self._output[1]), np.float32)
+        if self._zero_copy:
+            (images, source), (logits, target) = (stream.mapped(*end) for end in ends)
+        else:
+            images, logits = (stream.pinned(*end) for end in ends)
+            source, target = stream.device(images.nbytes), stream.device(logits.nbytes)
         accepted = [
             context.set_input_shape(self._input[0], images.shape),
             context.set_tensor_address(self._input[0], source),
@@ -170,6 +184,8 @@ class Session(base.Session):
                 raise self._failed(f"failed on a batch of {batch}")
 
         def enqueue() -> None:
+            if self._zero_copy:
+                return compute()
             stream.upload(source, images)
             compute()
             stream.download(logits, target)
@@ -209,10 +225,10 @@ def compare(first: Artifact, second: Artifact, images: np.ndarray) -> SecondBuil
     )
 
 
-def load(artifact: Artifact, *, mode: str = GRAPH, threads: int | None = None) -> Session:
-    """A session of an engine on the GPU; `mode` is GRAPH or STREAM. Threads mean nothing to it.
+def load(artifact: Artifact, *, mode: str | None = None, threads: int | None = None) -> Session:
+    """A session of an engine on the GPU; `mode` is the first of READS that this machine has. Threads mean nothing here.
 
     Raises, before the engine is deserialised, CheckFailed if it was altered or is for another GPU or version, and
     UsageError if TensorRT, cuda.bindings or a GPU is missing.
     """
-    return Session(artifact, mode)
+    return Session(artifact, mode or next(filter(has, READS["engine"])))

@@ -12,15 +12,16 @@ import numpy as np
 from pipeline import console, runtimes
 from pipeline.errors import UsageError
 from pipeline.machine import host as machine
-from pipeline.machine import jetson
 from pipeline.measure import timing
 from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
-from pipeline.records.reports import Latency, Speedup, Timed
+from pipeline.records.reports import Latency, Speedup, Timed, Trtexec
 from pipeline.runtimes import tensorrt
 from pipeline.stages import OptionalOut, Provider
+from pipeline.tensorrt import trtexec
 
 KIND, FILE = "latency", "latency.json"
+Quick = Annotated[bool, "One twelfth of the requests, no estimates: a quick look, not MLPerf-style, not publishable."]
 
 
 def run(
@@ -28,30 +29,43 @@ def run(
     out: OptionalOut = None,
     batch: Annotated[tuple[int, ...], "Batch size; may be given several times."] = (1, 8, 64),
     threads: Annotated[int, "Threads a request may use."] = 1,
-    quick: Annotated[bool, "One twelfth of the requests: a quick look, not a publishable result."] = False,
-    compare: Annotated[bool, "Also how many times faster than the checkpoint in plain PyTorch."] = False,
+    quick: Quick = False,
+    compare: Annotated[
+        bool, "Also how many times faster than the checkpoint in plain PyTorch; engines also by trtexec."
+    ] = False,
     provider: Provider = "cpu",
-    no_cuda_graph: Annotated[bool, "Engines only without a CUDA graph; otherwise with and without."] = False,
+    no_cuda_graph: Annotated[
+        bool, "Engines only without a CUDA graph; otherwise also with one, and zero copy where memory is shared."
+    ] = False,
+    strict: Annotated[bool, "Exit 1, after the report is written, if the measurement is unreliable."] = False,
 ) -> Artifact:
     """Measure latency (p50 to p99.9, nothing clipped) and throughput of every form in every runtime.
 
-    MLPerf-style single stream: the next request is made when the last has completed, with the copies to and from a GPU;
-    what the GPU computes is timed beside it. Subjects take turns in short rounds, so their ratios hold on a busy
-    machine. Warns when the rounds' medians vary by more than 2.5 %, and when a Jetson is in no state to be measured.
+    MLPerf-style single stream: the next request is made when the last has completed, with the copies to and from a GPU,
+    and without them where it shares the host's memory; what it computes is timed beside it. p90 and p99 are also given
+    as early-stopping estimates, at 99 % confidence not too low; throughput is the median of five windows. Subjects take
+    turns in short rounds, so their ratios hold on a busy machine. Warns when the windows spread by more than 5 %, and
+    when a Jetson is in no state to be measured.
     """
     if not forms:
         raise UsageError(
             "nothing to measure: expected a form of a model, or a folder with one; `pipeline run` makes them"
         )
-    if compare and not any(form.kind == "checkpoint" for form in forms):
-        raise UsageError("--compare needs the checkpoint among the forms: name it, or a folder with it")
     expect(batch=batch, threads=threads)
+    eager = compare and any(form.kind == "checkpoint" for form in forms)
+    program = trtexec.find() if compare and not no_cuda_graph else None
+    peers = {form.name for form in forms if program and form.options.get("runtime") == "tensorrt"}
+    if compare and not eager and not peers:
+        raise UsageError(
+            "--compare needs the checkpoint among the forms, or an engine and trtexec: name it, or a folder with it"
+        )
     before = machine.describe()
     subjects, readers = [], []
+    theirs: dict[tuple[str, int], dict[str, float]] = {}  # by form and batch
     with contextlib.ExitStack() as sessions:
         for form in forms:
             for runtime, mode in runtimes.readers(form.kind, provider):
-                if not runtime.TIMED or (no_cuda_graph and mode == tensorrt.GRAPH):
+                if not runtime.TIMED or (no_cuda_graph and mode in (tensorrt.ZERO_COPY, tensorrt.GRAPH)):
                     continue
                 readers.append((runtime, mode))
                 session = sessions.enter_context(runtime.load(form, mode=mode, threads=threads))
@@ -59,24 +73,37 @@ def run(
                 about |= {"runtime": runtimes.title(runtime), "arithmetic": session.arithmetic}
                 for size in batch:
                     subjects.append(timing.Subject(about, size, session.step(size), session.gpu_step(size)))
-        board = timing.measure(subjects, timing.ENOUGH // 12 if quick else timing.ENOUGH)
-    rows = [subject.timed() for subject in subjects]
+                    if mode == tensorrt.GRAPH and form.name in peers and program and form.path:
+                        theirs[form.name, size] = trtexec.run(program, form.path, session.shape(size))
+        conditions = timing.measure(subjects, quick=quick)
+    rows = [subject.timed(quick=quick) for subject in subjects]
+    unstable = [f"{row.form} at batch {row.batch}" for row in rows if (row.spread or 0) > timing.UNSTABLE]
     return manifest.write(
         out / FILE if out else None,
         None,
         facts=Latency(
             machine=msgspec.structs.replace(before, load_after=machine.describe().load),
-            board=board,
-            warnings=jetson.warnings(board) if board else [],
+            board=conditions.board,
+            warnings=conditions.warnings,
             threads=threads,
             quick=quick,
-            unstable=[f"{row.form} at batch {row.batch}" for row in rows if row.variation > timing.UNSTABLE],
+            unstable=unstable,
             rows=rows,
-            speedup=_speedup(rows) if compare else None,
+            speedup=_speedup(rows) if eager else None,
+            trtexec=_beside(rows, theirs),
+            idle=conditions.idle,
+            warm_up_seconds=conditions.warm_up,
+            failures=_unreliable(conditions.warnings, unstable) if strict else [],
         ),
         parents=forms,
         options=options(
-            batch=batch, threads=threads, quick=quick, compare=compare, provider=provider, no_cuda_graph=no_cuda_graph
+            batch=batch,
+            threads=threads,
+            quick=quick,
+            compare=compare,
+            provider=provider,
+            no_cuda_graph=no_cuda_graph,
+            strict=strict,
         ),
         versions=manifest.versions(*runtimes.packages(readers)),
         code=code.digest(__name__),
@@ -89,11 +116,22 @@ def expect(*, batch: tuple[int, ...], threads: int, **_: Any) -> None:
         raise UsageError(f"expected --batch and --threads of at least 1, received {[*batch]} and {threads}")
 
 
-def options(*_: Artifact, provider: str, no_cuda_graph: bool, **given: Any) -> dict[str, Any]:
+def options(*_: Artifact, provider: str, no_cuda_graph: bool, strict: bool = False, **given: Any) -> dict[str, Any]:
     """Return what a measurement depends on besides the forms; of the newer options, only what isn't the default."""
     chosen = {name: given[name] for name in ("batch", "threads", "quick", "compare")}
     chosen |= {"provider": provider} if provider != "cpu" else {}
-    return chosen | ({"no_cuda_graph": True} if no_cuda_graph else {})
+    flags = {"no_cuda_graph": no_cuda_graph, "strict": strict}
+    return chosen | {name: True for name, value in flags.items() if value}
+
+
+def _unreliable(warnings: Sequence[str], unstable: Sequence[str]) -> list[str]:
+    """Return what stands against believing the figures, a line each."""
+    lines = [f"unreliable measurement: {reason}" for reason in warnings]
+    if unstable:
+        lines.append(
+            f"unstable: throughput varied by over {timing.UNSTABLE:.0%} between windows for {', '.join(unstable)}"
+        )
+    return lines
 
 
 def _speedup(rows: list[Timed]) -> list[Speedup]:
@@ -107,6 +145,16 @@ def _speedup(rows: list[Timed]) -> list[Speedup]:
             Speedup(form=row.form, runtime=row.runtime, batch=row.batch, median=median, quartiles=[low, high])
         )
     return speedups
+
+
+def _beside(rows: list[Timed], theirs: dict[tuple[str, int], dict[str, float]]) -> list[Trtexec]:
+    """Put what trtexec measured of a form at a batch size beside what was measured here."""
+    flags = list(trtexec.FLAGS)
+    return [
+        Trtexec(form=row.form, batch=row.batch, flags=flags, trtexec=times, here=row.gpu_microseconds or {})
+        for row in rows
+        if row.mode == tensorrt.GRAPH and (times := theirs.get((row.form, row.batch)))
+    ]
 
 
 def cell(value: float | None) -> str:
@@ -125,18 +173,31 @@ def show(latency: Artifact) -> None:
     """Print the latency as tables for people, with what makes it unreliable."""
     facts = latency.facts
     percentiles = ["p50", "p90", "p99", "p99.9"]
-    headers = ["form", "runtime", "batch", *percentiles, "images/s", "requests", "GPU p50", "mJ/image"]
+    estimated = [f"p{percent:g}*" for percent in timing.ESTIMATED]
+    headers = ["form", "runtime", "batch", *percentiles, *estimated]
+    headers += ["images/s", "requests", "spread", "GPU p50", "mJ/image"]
     rows = []
     for row in facts.rows:
         name = f"{row.runtime}, {row.mode}" if row.mode not in ("", "cpu") else row.runtime
         times = [cell(row.microseconds.get(each)) for each in percentiles]
+        bounds = {f"p{each.percent:g}*": each.microseconds for each in row.estimates}
+        times += [cell(bounds.get(each)) for each in estimated]
+        spread = "–" if row.spread is None else f"{row.spread:.1%}"
+        counts = [f"{row.images_per_second:,.0f}", f"{row.requests:,}", spread]
         gpu = cell((row.gpu_microseconds or {}).get("p50"))
-        counts = [f"{row.images_per_second:,.0f}", f"{row.requests:,}"]
         rows.append([row.form, name, str(row.batch), *times, *counts, gpu, cell(row.millijoules_per_image)])
-    headers, *rows = measured(headers, rows, "GPU p50", "mJ/image")
+    headers, *rows = measured(headers, rows, *estimated, "spread", "GPU p50", "mJ/image")
     about = facts.machine
     title = f"{about.processor}, {about.cores} cores; {facts.threads} thread(s) a request; microseconds"
-    console.table(headers, rows, title=title, spare=("requests", "p99.9", "images/s"))
+    console.table(headers, rows, title=title, spare=("spread", "requests", "p99.9", "images/s"))
+    for percent in timing.ESTIMATED:
+        estimates = [each for row in facts.rows for each in row.estimates if each.percent == percent]
+        if estimates:
+            made = sorted({each.made for each in estimates})
+            console.result(
+                f"* p{percent:g}, MLPerf-style early-stopping estimate at {estimates[0].confidence:.0%} confidence: "
+                f"{estimates[0].needed:,} requests needed, {' or '.join(f'{each:,}' for each in made)} made"
+            )
     if facts.speedup:
         ratios = [
             [each.form, str(each.batch), f"{each.median:.2f}", "{:.2f} – {:.2f}".format(*each.quartiles)]
@@ -144,14 +205,23 @@ def show(latency: Artifact) -> None:
         ]
         headers = ["form", "batch", "times faster", "quartiles"]
         console.table(headers, ratios, title="against the checkpoint in PyTorch eager")
+    if facts.trtexec:
+        peers = []
+        for each in facts.trtexec:
+            times = [cell(figures.get(name)) for figures in (each.trtexec, each.here) for name in ("p50", "p99")]
+            peers.append([each.form, str(each.batch), *times])
+        headers = ["form", "batch", "trtexec p50", "trtexec p99", "here p50", "here p99"]
+        console.table(headers, peers, title=f"microseconds by trtexec {' '.join(facts.trtexec[0].flags)}")
+        console.result(trtexec.INCLUDES)
     if facts.board:
         board = facts.board[0]
         console.result(f"{board.model}, JetPack {board.jetpack or '?'}, mode {board.power_mode or '?'}")
-    for warning in facts.warnings:
-        console.say(f"unreliable measurement: {warning}")
+        if facts.idle:
+            idle = ", ".join(f"{name} {watts:.2f} W" for name, watts in facts.idle.items())
+            console.result(f"mJ/image is above idle ({idle}), of the rail that feeds the others, or of all together")
+        if facts.warm_up_seconds:
+            console.result(f"warmed up for {facts.warm_up_seconds:.0f} s")
+    for line in [] if facts.failures else _unreliable(facts.warnings, facts.unstable):
+        console.say(line)
     if facts.quick:
-        console.say(f"quick: fewer than the {timing.ENOUGH:,} requests that a p90 is claimed from")
-    if facts.unstable:
-        console.say(
-            f"unstable: medians varied by over {timing.UNSTABLE:.1%} between rounds for {', '.join(facts.unstable)}"
-        )
+        console.say("quick: not MLPerf-style: too few requests to publish, and no early-stopping estimates")

@@ -30,10 +30,11 @@ HELD_OUT, CALIBRATION, COST = 10_000, 2000, 1000  # images to choose by, to cali
 def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
     """Store weights as int8 and quantise activations, symmetrically, with QuantizeLinear and DequantizeLinear.
 
-    Limits of the activations come from training images, the way to find them from other, held-out ones: it is the one
-    with the most right answers. While the graph is significantly worse on those than the float32 one (exact McNemar,
-    p < 0.05), the layer that by itself changes the logits most stays in float16. What can't pass even so is written
-    with the reason, and the exit code is 1. The test images choose nothing.
+    Limits of the activations come from training images, and so do the mean errors that may be taken from the biases.
+    The way to find them comes from other, held-out images: it is the one with the most right answers. While the graph
+    is significantly worse on those than the float32 one (exact McNemar, p < 0.05), the layer that by itself changes the
+    logits most stays in float16. What can't pass even so is written with the reason, and the exit code is 1. The test
+    images choose nothing.
     """
     model, train, test = load.load(folded), images(folded, data, "train"), images(folded, data)
     if not quantization.layers(model):
@@ -45,16 +46,23 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
     fit, held = imagesets.split(data or card.data, card.input, card.classes, share, CALIBRATION)
     counts = quantization.histograms(model, fit.images)
     search = _Search(model, held, name)
-    ways = {m: {t: quantization.limit(*each, m) for t, each in counts.items()} for m in quantization.METHODS}
-    tried = {way: search.score(limits) for way, limits in ways.items()}
-    way = min(tried, key=lambda each: (-tried[each].correct, tried[each].error))
-    costs, kept, score = search.costs(ways[way]), [], tried[way]
+    ways: dict[str, tuple[Mapping[str, float], Mapping[str, np.ndarray]]] = {
+        method: ({tensor: quantization.limit(*each, method) for tensor, each in counts.items()}, {})
+        for method in quantization.METHODS
+    }
+    tried = {way: search.score(*ways[way]) for way in ways}
+    limits, _ = ways[way := _best(tried)]
+    ways[corrected := f"{way}-bias-corrected"] = limits, quantization.bias_errors(model, limits, fit.images)
+    tried[corrected] = search.score(*ways[corrected])
+    way = _best(tried)
+    costs, kept, score = search.costs(*ways[way]), [], tried[way]
     for layer in sorted(costs, key=lambda each: -costs[each])[:-1]:
         if not score.worse:
             break
         kept.append(layer)
-        score = search.score(ways[way], kept)
-    quantised = describe(quantization.quantize(model, ways[way], kept), folded, name)
+        score = search.score(*ways[way], kept)
+    limits, errors = ways[way]
+    quantised = describe(quantization.quantize(model, limits, kept, errors), folded, name)
     dearest = max(costs, key=lambda each: costs[each])
     return write_graph(
         output(out, FILE, folded),
@@ -94,6 +102,11 @@ class _Score:
         self.worse = not np.isfinite(self.error) or (self.lost > self.won and self.p < statistics.SIGNIFICANT)
 
 
+def _best(tried: Mapping[str, _Score]) -> str:
+    """The way with the most right answers; of several, the one with the least error."""
+    return min(tried, key=lambda way: (-tried[way].correct, tried[way].error))
+
+
 def error(before: np.ndarray, after: np.ndarray) -> float:
     """Mean squared difference of logits relative to the mean square of the first; infinite if one isn't finite."""
     value = float(np.square(after.astype(np.float64) - before).mean() / (np.square(before).mean() or 1))
@@ -108,21 +121,23 @@ class _Search:
         self._before = graphs.outputs(model, held.images, name)
         self.correct = int((self._before.argmax(1) == held.labels).sum())
 
-    def score(self, limits: Mapping[str, float], kept: Iterable[str] = ()) -> _Score:
-        return _Score(self._before, self._outputs(limits, kept, len(self._held)), self._held.labels)
+    def score(self, limits: Mapping[str, float], errors: Mapping[str, np.ndarray], kept: Iterable[str] = ()) -> _Score:
+        return _Score(self._before, self._outputs(limits, errors, kept, len(self._held)), self._held.labels)
 
-    def costs(self, limits: Mapping[str, float]) -> dict[str, float]:
+    def costs(self, limits: Mapping[str, float], errors: Mapping[str, np.ndarray]) -> dict[str, float]:
         """The error of the logits, by layer, if that layer alone is quantised."""
         names, costs = list(quantization.layers(self._model)), {}
         with console.progress(len(names), "layer", "cost in int8") as bar:
             for name in names:
-                after = self._outputs(limits, [each for each in names if each != name], COST)
+                after = self._outputs(limits, errors, [each for each in names if each != name], COST)
                 costs[name] = min(error(self._before[:COST], after), 1e300)  # what a record can hold
                 bar.update()
         return costs
 
-    def _outputs(self, limits: Mapping[str, float], kept: Iterable[str], n: int) -> np.ndarray:
-        model = quantization.quantize(self._model, limits, list(kept))
+    def _outputs(
+        self, limits: Mapping[str, float], errors: Mapping[str, np.ndarray], kept: Iterable[str], n: int
+    ) -> np.ndarray:
+        model = quantization.quantize(self._model, limits, list(kept), errors)
         return graphs.outputs(model, self._held.images[:n], self._name)
 
 

@@ -32,13 +32,19 @@ def gpu() -> Gpu:
         reason = str(error) if isinstance(error, CheckFailed) else "no driver is installed"
         raise UsageError(f"no NVIDIA GPU here that CUDA can use: {reason}") from error
     attributes = cuda.CUdevice_attribute
-    major = call("cuDeviceGetAttribute", attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
-    minor = call("cuDeviceGetAttribute", attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
+    asked = (
+        attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        attributes.CU_DEVICE_ATTRIBUTE_INTEGRATED,
+        attributes.CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY,
+    )
+    major, minor, integrated, maps = (call("cuDeviceGetAttribute", each, device) for each in asked)
     driver = call("cuDriverGetVersion")  # 12060 is CUDA 12.6
     return Gpu(
         name=call("cuDeviceGetName", 256, device).decode().rstrip("\0"),
         capability=f"{major}.{minor}",
         driver=f"{driver // 1000}.{driver % 1000 // 10}",
+        integrated=bool(integrated and maps),
     )
 
 
@@ -66,15 +72,20 @@ class Stream(contextlib.ExitStack):
         self._cuda.cuStreamSynchronize(self._handle)  # nothing is freed while work is under way
         return super().__exit__(*failure)
 
-    def pinned(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    def pinned(self, shape: tuple[int, ...], dtype: type, flags: int = 0) -> np.ndarray:
         """Allocate a zeroed array in page-locked host memory, which the GPU copies from and to by itself."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        address = self._call("cuMemHostAlloc", size, 0)
+        address = self._call("cuMemHostAlloc", size, flags)
         self.callback(self._cuda.cuMemFreeHost, address)
         memory = (ctypes.c_ubyte * size).from_address(int(address))
         array: np.ndarray = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
         array[...] = 0
         return array
+
+    def mapped(self, shape: tuple[int, ...], dtype: type) -> tuple[np.ndarray, int]:
+        """Allocate a pinned array that the GPU reads and writes in place, and return it with its address there."""
+        array = self.pinned(shape, dtype, self._cuda.CU_MEMHOSTALLOC_DEVICEMAP)
+        return array, int(self._call("cuMemHostGetDevicePointer", array.ctypes.data, 0))
 
     def device(self, size: int) -> int:
         """Allocate `size` uninitialised bytes on the GPU and return their address."""

@@ -81,7 +81,7 @@ def test_a_remark_fails_a_strict_run_only(tmp_path):
 
 
 def test_drawn_sheets_are_read_right_or_remarked():
-    """The first 60 of `python -m tests.pictures`."""
-    judged = pictures.measure("test", 0, 60)
+    """The first 24 of `python -m tests.pictures`."""
+    judged = pictures.measure("test", 0, 24)
     verdicts = [each["verdict"] for each in judged]
-    assert verdicts.count("right") >= 58 and verdicts.count("right") + verdicts.count("remarked") == 60, judged
+    assert verdicts.count("right") >= 23 and verdicts.count("right") + verdicts.count("remarked") == 24, judged

@@ -69,3 +69,37 @@ def test_a_tensor_of_zeros_and_a_dead_channel_have_scales(pointwise):
     quantised = quantization.quantize(pointwise, {"x": quantization.limit(counts, largest, "mse")})
     logits = run.outputs(quantised, np.zeros((2, 3, 4, 4), np.uint8), "zeros")
     assert np.allclose(logits[0, :, 0, 0], np.arange(5))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_mean_error_of_every_channel_is_taken_from_its_bias(pointwise, bias):
+    if not bias:
+        del pointwise.graph.node[1].input[2]
+    images = np.random.default_rng(1).integers(0, 256, (120, 3, 4, 4)).astype(np.uint8)
+    limits = {"x": 180.0}  # what is larger is clipped, so that every channel's mean is off
+    before = run.outputs(pointwise, images, "float32").astype(np.float64)
+    errors = quantization.bias_errors(pointwise, limits, images)
+    plain, corrected = (
+        run.outputs(quantization.quantize(pointwise, limits, errors=given), images, "int8") - before
+        for given in ({}, errors)
+    )
+    assert np.allclose(errors["conv"], plain.mean((0, 2, 3)), atol=0.1) and np.abs(errors["conv"]).min() > 0.5
+    assert np.abs(corrected.mean((0, 2, 3))).max() < 0.1
+    assert np.square(corrected).mean() < np.square(plain).mean()
+
+
+def test_a_layer_that_has_no_bias_of_its_own_keeps_its_errors():
+    chance = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(chance.normal(0, 1, (4, 3)).astype(np.float32), name) for name in ("v", "w")]
+    nodes = [helper.make_node("Cast", ["images"], ["x"], "cast", to=TensorProto.FLOAT),
+             helper.make_node("MatMul", ["x", "v"], ["first"], "product"),
+             helper.make_node("Gemm", ["x", "w", "b"], ["second"], "scaled", beta=2.0),
+             helper.make_node("Add", ["first", "second"], ["logits"], "sum")]  # fmt: skip
+    ends = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 4]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])]  # fmt: skip
+    bias = numpy_helper.from_array(np.ones(3, np.float32), "b")
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [*weights, bias])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    images = chance.integers(0, 256, (10, 4)).astype(np.uint8)
+    assert len(quantization.layers(model)) == 2
+    assert quantization.bias_errors(model, {"x": 255.0}, images) == {}

@@ -21,20 +21,23 @@ from pipeline import chain as chains
 from pipeline import runtimes
 from pipeline.data import idx, imagesets, mnist, pictures
 from pipeline.data.imagesets import ImageSet
-from pipeline.records import manifest
+from pipeline.records import kinds, manifest
 from pipeline.records.devices import Gpu
 from pipeline.records.forms import Engine
 from pipeline.release import archives, contents, files, signing, verify_release
 from pipeline.release.report import pages
-from pipeline.stages import card
+from pipeline.stages import adopt, card, certify
 from pipeline.training import models, recipe
 from tests.hardening import mutate
+from tests.support import elsewhere
+from tests.support.elsewhere import COLOURS
 
 DIGITS = tuple("0123456789")
 CARD = models.get("mnist_cnn").card("mnist_cnn")
 SHARES = {  # of the inputs: readers behind which native code lies get more
     "idx": 1.5, "idx.gz": 0.5, "npz": 1, "pickle": 1.5, "checkpoint": 1.5, "record": 2, "onnx": 2, "fp16": 2,
     "engine": 0.5, "report": 1.5, "archive": 1, "release": 1, "picture": 2, "signature": 0.5, "options": 1.5,
+    "int8": 2, "adopt": 2, "classes": 1, "certificate": 1,
 }  # fmt: skip
 MEASURED = {"confusion": [[1]], "calibration": {"bins": [], "error": 0.0}, "mistakes": []}  # what a report shows
 
@@ -177,6 +180,36 @@ def _picture(folder: Path, chance: random.Random) -> None:
         assert picture.pixels.shape == (1, 28, 28) and picture.pixels.dtype == np.uint8
 
 
+def _adopt(folder: Path, chance: random.Random) -> None:
+    path = folder / "theirs.onnx"
+    path.write_bytes(mutate.content(chance, path.read_bytes()))
+    words = {"name": "theirs", "classes": ",".join(COLOURS), "mean": ".5", "std": ".2"}
+    adopt.run(path, **words, data=str(folder / "few.npz"), out=folder / "out")
+
+
+def _classes(folder: Path, chance: random.Random) -> None:
+    """Class folders: a picture damaged, or a file where a folder is due, or the other way round."""
+    path = folder / chance.choice([str(each.relative_to(folder)) for each in sorted(folder.rglob("*.png"))])
+    damage = chance.randrange(4)
+    if damage == 0:
+        path.unlink()
+        path.mkdir()
+    elif damage == 1:
+        shutil.move(path, folder / chance.choice(("test", "test/red/deeper.png", "test/colour.png", "notes")))
+    else:
+        path.write_bytes(mutate.content(chance, path.read_bytes()))
+    imagesets.load(str(folder), "test", (3, 16, 16), COLOURS)
+
+
+def _certificate(folder: Path, chance: random.Random) -> None:
+    """What an interrupted certification leaves, damaged: replaced, or exactly what an undisturbed one had."""
+    half, partial = manifest.read(folder / "mnist_cnn.fp16.onnx"), folder / ".mnist_cnn.certificate.json.partial"
+    partial.write_bytes(mutate.content(chance, partial.read_bytes()))
+    expected = json.loads((folder / "expected.json").read_text())
+    made = certify.run(half, out=folder, data=str(folder / "few.npz"), executions="A1")
+    assert kinds.plain(made.facts) == expected, "other bounds than undisturbed"
+
+
 def _options(folder: Path, chance: random.Random) -> None:
     numbers = (0, 1, -1, 0.5, 2, 64, 1e9, 2**16, 2**31, 2**63, 10**30, 1e308, -1e308, float("nan"), float("inf"), None)
     names = ("epochs", "batch_size", "lr", "momentum", "step_size", "gamma", "dropout", "rotation", "elastic", "ease")
@@ -200,7 +233,27 @@ ACTS: dict[str, Callable[[Path, random.Random], None]] = {
     "record": _record, "onnx": _form("mnist_cnn.onnx", 0.1), "fp16": _form("mnist_cnn.fp16.onnx", 0.1),
     "engine": _form("mnist_cnn.engine", 0.7), "report": _report, "archive": _archive, "release": _release,
     "picture": _picture, "signature": _signature, "options": _options,
+    "int8": _form("mnist_cnn.int8.onnx", 0.1), "adopt": _adopt, "classes": _classes, "certificate": _certificate,
 }  # fmt: skip
+
+
+def _interrupted(folder: Path) -> None:
+    """Certify the first images, stop there, and keep beside it what the whole certification gives."""
+    half, done = manifest.read(folder / "mnist_cnn.fp16.onnx"), certify._Proof._save
+    partial = folder / ".mnist_cnn.certificate.json.partial"
+
+    def stopped(proof: certify._Proof, parts: dict) -> None:
+        done(proof, parts)
+        (folder / "kept").write_bytes(partial.read_bytes())
+
+    certify._Proof._save = stopped
+    try:
+        made = certify.run(half, out=folder, data=str(folder / "few.npz"), executions="A1")
+    finally:
+        certify._Proof._save = done
+    (folder / "expected.json").write_text(json.dumps(kinds.plain(made.facts)))
+    (folder / "kept").rename(partial)
+    made.path.unlink()
 
 
 def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> None:
@@ -230,6 +283,14 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
         for suffix in ("png", "jpg", "gif", "bmp", "tiff", "webp", "pgm"):
             large.save(folder / f"7.{suffix}")
         (folder / "x-images-idx3-ubyte").write_bytes(idx.file(some[:, 0]))
+        two = Image.fromarray(255 - np.pad(np.kron(np.hstack(some[:2, 0]), np.ones((4, 4), np.uint8)), 60))
+        two.convert("RGBA").save(folder / "pages.tiff", save_all=True, append_images=[large.convert("L"), two])
+    elif target == "adopt":
+        elsewhere.classifier(folder)
+        pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16), np.uint8)
+        np.savez(folder / "few.npz", images=pixels, labels=np.arange(6) % 3)
+    elif target == "classes":
+        elsewhere.pictures(folder, 1, 2)
     elif target != "options":
         for path in chain.iterdir():
             if path.name.startswith(("mnist_cnn", "verification", "latency")) and ".training" not in path.name:
@@ -242,3 +303,6 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
         gpu = Gpu(name="Orin", capability="8.7", driver="12.6")
         facts = Engine(**card(form), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
         manifest.write(folder / "mnist_cnn.engine", b"engine" * 50, parents=[form], options=options, facts=facts)
+    if target == "certificate":
+        np.savez(folder / "few.npz", images=some, labels=labels)
+        _interrupted(folder)

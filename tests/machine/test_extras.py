@@ -19,13 +19,15 @@ def test_every_extra_that_is_named_is_there():
     text = (ROOT / "pyproject.toml").read_text()
     section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     there = set(re.findall(r"^([\w-]+) = \[", section, re.MULTILINE))
-    told = " ".join([*bindings.INSTALL.values(), cuda.INSTALL, (ROOT / "README.md").read_text()])
+    told = " ".join(
+        [*bindings.INSTALL.values(), cuda.INSTALL, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
+    )
     named = {name for extra in re.findall(r"'\.\[([\w,-]+)\]'", told) for name in extra.split(",")}
     assert {"host", "tensorrt", "tensorrt-rtx", "cuda12", "cuda13"} <= named | {*extras.EXTRAS.values()} <= there
 
 
 def test_one_line_says_how_a_pc_gets_tensorrt():
-    assert LINE in bindings.INSTALL["tensorrt"] and LINE in (ROOT / "README.md").read_text()
+    assert LINE in bindings.INSTALL["tensorrt"] and LINE in (ROOT / "docs/jetson.md").read_text()
     if importlib.util.find_spec("tensorrt") is None:
         assert LINE in " ".join(command("doctor").stdout.split())
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.machine import jetson
+from pipeline.cli import main
+from pipeline.machine import jetson, power, system
 from pipeline.measure import timing
-from pipeline.records import kinds
+from pipeline.records import kinds, manifest
 
 NVPMODEL = "NV Power Mode: {}\n0\n"
 
@@ -15,10 +16,9 @@ NVPMODEL = "NV Power Mode: {}\n0\n"
 @pytest.fixture
 def board(tmp_path, monkeypatch):
     """The files of an Orin Nano with JetPack 6, as far as they are read; a function that alters one of them."""
-    monkeypatch.setattr(jetson, "ROOT", tmp_path)
+    monkeypatch.setattr(system, "ROOT", tmp_path)
     said = {"nvpmodel": NVPMODEL.format("MAXN_SUPER"), "dpkg-query": "6.2.1+b38"}
-    monkeypatch.setattr(jetson, "_command", lambda *line: said.get(line[0]))
-    monkeypatch.setattr(jetson, "watts", lambda: 7.25)
+    monkeypatch.setattr(system, "command", lambda *line: said.get(line[0]))
 
     def write(path: str, text: object) -> None:
         there = tmp_path / path
@@ -36,7 +36,17 @@ def board(tmp_path, monkeypatch):
     for number, kind in enumerate(("pwm-fan", "gpu-throttle-alert")):
         write(f"sys/class/thermal/cooling_device{number}/type", kind)
         write(f"sys/class/thermal/cooling_device{number}/cur_state", int(kind == "pwm-fan"))
-    write.said = said
+    sensor = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
+    rails = {"VDD_IN": (5000, 1450), "VDD_CPU_GPU_CV": (5000, 400), "VDD_SOC": (5000, 280)}
+    for number, (name, (millivolts, milliamperes)) in enumerate(rails.items(), 1):
+        write(f"{sensor}/in{number}_label", name)
+        write(f"{sensor}/in{number}_input", millivolts)
+        write(f"{sensor}/curr{number}_input", milliamperes)
+    write(f"{sensor}/in7_label", "sum of shunt voltages")
+    write(f"{sensor}/in7_input", 44)
+    for number, count in enumerate((0, 2, 0), 1):
+        write(f"sys/class/hwmon/hwmon1/oc{number}_event_cnt", count)
+    write.said, write.amperes = said, f"{sensor}/curr1_input"
     return write
 
 
@@ -51,6 +61,8 @@ def test_a_board_tells_its_state(board):
         "temperatures": {"cpu-thermal": 48.5, "gpu-thermal": 47.0},
         "throttling": [],
         "watts": 7.25,
+        "rails": {"VDD_IN": 7.25, "VDD_CPU_GPU_CV": 2.0, "VDD_SOC": 1.4},
+        "events": {"oc1": 0, "oc2": 2, "oc3": 0},
     }
     assert jetson.warnings([jetson.state()]) == []
 
@@ -63,7 +75,14 @@ def test_each_bad_state_is_told_with_the_command_that_mends_it(board):
     clock, mode, heat, slowed = jetson.warnings([jetson.state()])
     assert "306 to 1020 MHz" in clock and "sudo jetson_clocks" in clock
     assert "15W" in mode and "sudo nvpmodel -m 0" in mode
-    assert "88 °C" in heat and "gpu-throttle-alert" in slowed
+    assert "88 °C" in heat and "gpu-throttle-alert in 1 of 1 readings" in slowed
+
+
+def test_throttling_events_during_the_measurement_are_counted(board):
+    before = jetson.state()
+    board("sys/class/hwmon/hwmon1/oc2_event_cnt", 5)
+    (told,) = jetson.warnings([before, jetson.state()])
+    assert "(3 times oc2)" in told and "power supply" in told
 
 
 def test_a_clock_that_changes_though_pinned_is_told(board):
@@ -73,25 +92,81 @@ def test_a_clock_that_changes_though_pinned_is_told(board):
     assert "714 MHz, 1020 MHz" in told
 
 
-def test_a_measurement_has_the_boards_states_and_power(board):
-    subject = timing.Subject({}, 1, lambda: time.sleep(1e-4))
-    states = timing.measure([subject], 1)
-    assert states == [jetson.state()] * (timing.ROUNDS + 1) and subject.watts == [7.25] * timing.ROUNDS
+def test_a_measurement_has_the_boards_states_and_energy_above_idle(board):
+    """2 W more under load than before it, at a millisecond a request of four images: half a millijoule each."""
+    loaded = []
+
+    def step():
+        if not loaded:
+            loaded.append(board(board.amperes, 1850))
+        time.sleep(1e-3)
+
+    subject = timing.Subject({}, 4, step)
+    conditions = timing.measure([subject], quick=True)
+    assert len(conditions.board) == timing.ROUNDS + 1 and conditions.board[0].watts == 7.25
+    assert conditions.idle == {"VDD_CPU_GPU_CV": 2.0, "VDD_IN": 7.25, "VDD_SOC": 1.4} and conditions.warnings == []
+    assert subject.power["watts"] == subject.power["rails"]["VDD_IN"] == pytest.approx(9.25)
+    assert 0.5 <= subject.power["millijoules_per_image"] < 0.8
+
+
+def test_a_warm_up_ends_when_the_temperature_stands_still(board, monkeypatch):
+    monkeypatch.setattr(timing, "STEADY", 10)
+    degrees = iter(range(50, 100, 2))
+    hottest = []
+
+    def step():
+        time.sleep(1e-4)
+
+    def rising():
+        hottest.append(min(next(degrees), 54))
+        return float(hottest[-1])
+
+    monkeypatch.setattr(jetson, "hottest", rising)
+    monkeypatch.setattr(timing, "WINDOW", 0.01)
+    conditions = timing.Conditions()
+    timing._soak([timing.Subject({}, 1, step)], conditions)
+    assert hottest == [50, 52, 54, 54] and conditions.warm_up >= 3 * timing.SOAK[0] and conditions.warnings == []
+
+
+def test_a_board_that_never_stands_still_is_told(board, monkeypatch):
+    degrees = iter(range(50, 1000, 2))
+    monkeypatch.setattr(jetson, "hottest", lambda: float(next(degrees)))
+    conditions = timing.Conditions()
+    timing._soak([timing.Subject({}, 1, lambda: time.sleep(1e-4))], conditions)
+    (told,) = conditions.warnings
+    assert "still moved" in told and timing.SOAK[1] <= conditions.warm_up < 4 * timing.SOAK[1]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_unreliable_is_a_warning_or_with_strict_a_failure(board, chain, tmp_path, monkeypatch, capsys, strict):
+    """The report is written all the same, and says why; unstable windows are not the board's fault."""
+    board("sys/class/devfreq/17000000.gpu/min_freq", 306_000_000)
+    monkeypatch.setattr(timing, "UNSTABLE", 10)
+    line = ["bench", str(chain / "mnist_cnn.onnx"), "--quick", "--batch", "1", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as ended:
+        main.main([*line, *["--strict"] * strict])
+    told = capsys.readouterr().err
+    assert ended.value.code == int(strict) and told.count("unreliable measurement: GPU clock is not locked") == 1
+    facts = manifest.read(tmp_path / "latency.json").facts
+    assert len(facts.warnings) == 1 and len(facts.failures) == int(strict) and facts.idle["VDD_IN"] == 7.25
+    assert facts.rows[0].rails["VDD_IN"] == 7.25 and facts.rows[0].millijoules_per_image == 0
 
 
 def test_what_cannot_be_read_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(jetson, "ROOT", tmp_path)
+    monkeypatch.setattr(system, "ROOT", tmp_path)
     assert jetson.state() is None
     model = tmp_path / "proc/device-tree/model"
     model.parent.mkdir(parents=True)
     model.write_text("NVIDIA Jetson AGX Thor\0")
     found = jetson.state()
     assert found.model == "NVIDIA Jetson AGX Thor" and found.gpu_mhz is None and found.temperatures == {}
-    assert jetson.warnings([found]) == []
+    (told,) = jetson.warnings([found])
+    assert "can't be read" in told
 
 
 def test_nothing_is_ever_set():
     """It may look and run what tells; commands that change a board stand in texts alone."""
-    source = Path(jetson.__file__).read_text()
-    assert "write" not in source and source.count("subprocess.run") == 1
-    assert source.count("_command(") == 3  # its definition, nvpmodel -q, dpkg-query
+    sources = {module.__name__: Path(module.__file__).read_text() for module in (jetson, power, system)}
+    assert not any("write" in source for source in sources.values())
+    assert [source.count("subprocess.") for source in sources.values()] == [0, 5, 2]  # tegrastats, and what follows
+    assert sources[jetson.__name__].count("system.command(") == 2  # nvpmodel -q, dpkg-query

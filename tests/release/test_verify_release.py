@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -101,8 +103,51 @@ def test_the_command_says_what_holds(signed, copy, keys, shipped):
     assert printed["facts"]["verified"] and printed["facts"]["signature"] == "checked"
     assert "signature: not checked; --public-key" in command("verify-release", signed).stdout
     assert "signature: none" in command("verify-release", shipped / NAME).stdout
-    (copy / ".gitattributes").write_text("*.onnx filter=lfs")  # as a model hub adds it
-    assert "not checked: .gitattributes" in command("verify-release", copy).stdout
+
+
+def test_what_hubs_and_desktops_add_is_passed_over_and_said(signed, tmp_path, keys):
+    copy = Path(shutil.copytree(signed, tmp_path / NAME))
+    for name in (".gitattributes", ".cache/huggingface/download/a.lock", ".DS_Store", "._LICENSE", "Thumbs.db"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("*.onnx filter=lfs")
+    result = command("verify-release", copy, "--public-key", keys / "pub.pem")
+    assert result.returncode == 0 and "signature: valid" in result.stdout, result.stderr
+    assert "not checked: .DS_Store, ._LICENSE, .cache/huggingface, .gitattributes, Thumbs.db:" in result.stdout
+    (copy / ".cache/more").write_text("x")
+    assert ".cache/more: not" in one_line(command("verify-release", copy), 1)
+    (copy / ".cache/more").unlink()
+    (copy / "LICENSE").write_text("x")
+    error = one_line(command("verify-release", copy, "--public-key", keys / "pub.pem"), 1)
+    assert f"{copy}: LICENSE: altered: expected what was signed" in error
+
+
+def in_a_hubs_cache(release: Path, at: Path) -> Path:
+    """A release as a hub's client keeps it: every file a link into `blobs`, named by its digest."""
+    (at / "blobs").mkdir(parents=True)
+    snapshot = at / "snapshots/0123abc"
+    for path in (path for path in sorted(release.rglob("*")) if path.is_file()):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, at / "blobs" / digest)
+        link = snapshot / path.relative_to(release)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(at / "blobs" / digest, link.parent))
+    return snapshot
+
+
+def test_links_into_a_hubs_own_cache_are_followed_and_no_others(signed, tmp_path, keys):
+    snapshot = in_a_hubs_cache(signed, tmp_path / "models--me--mnist")
+    result = command("verify-release", snapshot, "--public-key", keys / "pub.pem")
+    assert result.returncode == 0 and "signature: valid" in result.stdout, result.stderr
+    license = snapshot / "LICENSE"
+    blob = license.resolve()
+    license.unlink()
+    (tmp_path / "elsewhere").write_bytes(blob.read_bytes())
+    license.symlink_to(tmp_path / "elsewhere")
+    assert "LICENSE: is a link" in one_line(command("verify-release", snapshot), 1)
+    license.unlink()
+    license.symlink_to(blob)
+    blob.write_bytes(b"x")
+    assert "LICENSE: altered" in one_line(command("verify-release", snapshot), 1)
 
 
 def test_another_key_no_key_and_no_signature_are_one_line(signed, keys, shipped, tmp_path):

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from pipeline.measure import timing
+from pipeline.measure import statistics, timing
 from pipeline.records import manifest
 from pipeline.records.reports import Timed
 from pipeline.stages import bench
@@ -33,7 +34,7 @@ def test_percentiles_are_in_order_and_throughput_fits_them(latency):
     for row in latency["rows"]:
         times = list(row["microseconds"].values())
         assert times[0] > 0 and times == sorted(times)
-        assert row["requests"] == timing.ROUNDS * max(8, timing.ENOUGH // 12 // timing.ROUNDS // row["batch"])
+        assert row["requests"] == timing.ROUNDS * 103  # a twelfth of 24,576, in twenty turns
         assert row["images_per_second"] > 0 and len(row["round_medians"]) == timing.ROUNDS
 
 
@@ -43,22 +44,27 @@ def test_the_environment_is_on_record(latency, chain):
     assert "torch" in versions and versions.keys() & {"onnxruntime", "onnxruntime-gpu"}
 
 
-def timed(kind: str, batch: int, rounds: Sequence[np.ndarray], **times: list[float]) -> Timed:
+def timed(kind: str, batch: int, rounds: Sequence[np.ndarray], **times: Any) -> Timed:
     about = {"form": kind, "kind": kind, "sha256": "0" * 64, "runtime": "any", "mode": "", "arithmetic": "float32"}
     return timing.Subject(about, batch, lambda: None, rounds=[*rounds], **times).timed()
 
 
 def test_figures_are_those_of_the_times():
     """Nothing is clipped: one slow request is the p99.9 and counts in the throughput."""
-    times = np.full(5000, 1e-3)
-    times[:6] = 1.0
-    row = timed("folded", 4, [times, times.copy()], gpu=[2e-3] * 30, watts=[4.0, 6.0])
+    times = np.full(2000, 1e-3)
+    times[:3] = 1.0
+    row = timed("folded", 4, [times] * 5, gpu=[2e-3] * 30, power={"watts": 5.0})
     assert row.microseconds["p50"] == pytest.approx(1000) and row.microseconds["p99.9"] == pytest.approx(1e6)
-    assert row.images_per_second == pytest.approx(4 * 10_000 / (2 * (6 + 4.994))) and row.variation == 0
+    assert row.images_per_second == pytest.approx(4 * 2000 / (3 + 1.997)) and row.spread == 0
     assert row.gpu_microseconds == {"p50": 2000}
-    assert row.watts == 5 and row.millijoules_per_image == pytest.approx(5000 / row.images_per_second)
-    wobbly = timed("folded", 1, [times, times * 1.2])
-    assert wobbly.variation == pytest.approx(0.1 / 1.1) and wobbly.variation > timing.UNSTABLE
+    assert row.watts == 5
+    p90, p99 = row.estimates
+    assert (p90.needed, p90.made, p90.discarded, p90.confidence) == (64, 10_000, 929, 0.99)
+    assert (p99.needed, p99.made, p99.discarded) == (662, 10_000, 76) and p99.microseconds == pytest.approx(1000)
+    wobbly = timed("folded", 1, [np.full(8, seconds) for seconds in (0.8e-3, 1e-3, 1e-3, 1e-3, 1.25e-3)])
+    assert wobbly.images_per_second == pytest.approx(1000) and wobbly.windows[0] == pytest.approx(1250)
+    assert wobbly.spread == pytest.approx(0.45) and wobbly.spread > timing.UNSTABLE
+    assert [(each.made, each.microseconds) for each in wobbly.estimates] == [(40, None)] * 2
     assert wobbly.gpu_microseconds is wobbly.watts is wobbly.millijoules_per_image is None
 
 
@@ -70,7 +76,7 @@ def test_a_warm_up_ends_however_short_a_request_is():
 
 def test_a_speedup_compares_the_same_rounds():
     """The machine slows down to a third in the second half; the ratio doesn't notice."""
-    slowing = [np.full(20, seconds) for seconds in [100.0] * 8 + [300.0] * 8]
+    slowing = [np.full(20, seconds) for seconds in [100.0] * 10 + [300.0] * 10]
     rows = [timed("checkpoint", 1, slowing), timed("folded", 1, [times / 4 for times in slowing])]
     one, other = bench._speedup(rows)
     assert one.median == 1 and other.median == 4 and other.quartiles == [4, 4]
@@ -81,6 +87,35 @@ def test_compare_sets_the_file_beside_pytorch_eager(chain):
     result = command("bench", "--compare", "--quick", "--batch", "1", "--batch", "8", "--json", *forms)
     found = json.loads(result.stdout)
     assert found["path"] is None and {row["form"] for row in found["facts"]["speedup"]} == {form.name for form in forms}
+
+
+def test_percentile_confidence_and_requests_are_printed(chain, capsys):
+    """What a quick look has not, a full one prints; 680 requests at batch 64 are enough for a p99."""
+    times = [np.full(34, seconds) for seconds in np.linspace(1e-3, 2e-3, timing.ROUNDS)]
+    made = manifest.read(chain / "latency.json")
+    bench.show(made)
+    shown = capsys.readouterr()
+    assert "quick: not MLPerf-style" in shown.err and "confidence" not in shown.out and "p90*" not in shown.out
+    facts = msgspec.structs.replace(made.facts, rows=[timed("folded", 64, times)], quick=False, unstable=[])
+    bench.show(dataclasses.replace(made, facts=facts))
+    shown = capsys.readouterr()
+    for percent, needed in (("p90", 64), ("p99", 662)):
+        line = (
+            f"* {percent}, MLPerf-style early-stopping estimate at 99% confidence: {needed} requests needed, 680 made"
+        )
+        assert line in shown.out and f"{percent}*" in shown.out
+    assert "quick" not in shown.err
+
+
+def test_every_batch_size_gets_as_many_requests_as_the_estimates_need():
+    subject = timing.Subject({}, 64, lambda: None)
+    timing.measure([subject])
+    assert sum(map(len, subject.rounds)) == 680 >= statistics.needed(99)
+
+
+def test_a_report_from_before_the_windows_is_still_read(release):
+    facts = manifest.read(release / "latency.json").facts
+    assert all(row.images_per_second and (row.variation is None) != (row.spread is None) for row in facts.rows)
 
 
 def test_an_unstable_run_is_said_to_be(chain, capsys):

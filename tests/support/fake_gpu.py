@@ -28,7 +28,7 @@ ERRORS = {1: "CUDA_ERROR_BAD", UNSUPPORTED: "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORT
 ERRORS |= {INVALIDATED: "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}
 ERRORS |= {INVALID: "CUDA_ERROR_INVALID_HANDLE", NOT_READY: "CUDA_ERROR_NOT_READY"}
 PENDING = "recorded, not reached"
-ORIN = Gpu(name="Orin", capability="8.7", driver="12.6")
+ORIN = Gpu(name="Orin", capability="8.7", driver="12.6", integrated=True)
 
 
 class _Handle:
@@ -49,8 +49,12 @@ class Cuda:
     CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
     CUevent_flags = SimpleNamespace(CU_EVENT_DEFAULT=0)
     CUdevice_attribute = SimpleNamespace(
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1,
+        CU_DEVICE_ATTRIBUTE_INTEGRATED=2,
+        CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY=3,
     )
+    CU_MEMHOSTALLOC_DEVICEMAP = 2
 
     cuInit = cuCtxSetCurrent = _gives()
     cuDeviceGet = _gives("device")
@@ -60,11 +64,14 @@ class Cuda:
     cuGetErrorString = _gives(b"something bad")
 
     def __init__(self) -> None:
-        self.memory, self.live, self.allocations, self.launches = {}, set(), 0, 0
+        self.memory, self.live, self.allocations, self.launches, self.copies = {}, set(), 0, 0, 0
         self.stream: list = []
         self.capturing: list | None = None
         self.spoilt, self.done = False, 0
         self.fail: set[str] = set()
+        self.integrated = True
+        self.host: dict[int, bool] = {}  # page-locked memory, and whether it was allocated to be mapped
+        self.seen: set[int] = set()  # addresses that the GPU can reach
 
     def cuGetErrorName(self, error):
         return 0, ERRORS[error].encode()
@@ -87,7 +94,7 @@ class Cuda:
         return (0,)
 
     def cuDeviceGetAttribute(self, which, device):
-        return 0, (8, 7)[which]
+        return 0, (8, 7, int(self.integrated), 1)[which]
 
     def _allocate(self, size):
         if self._refused():
@@ -101,22 +108,46 @@ class Cuda:
         self.allocations += 1
         return 0, address
 
-    cuMemAlloc = _allocate
+    def cuMemAlloc(self, size):
+        error, address = self._allocate(size)
+        self.seen.add(address)
+        return error, address
 
     def cuMemHostAlloc(self, size, flags):
-        return self._allocate(size)
+        assert flags in (0, self.CU_MEMHOSTALLOC_DEVICEMAP)
+        error, address = self._allocate(size)
+        self.host[address] = bool(flags)
+        return error, address
+
+    def cuMemHostGetDevicePointer(self, host, flags):
+        assert flags == 0, "must be 0"
+        if not self.host.get(host):
+            return 1, None
+        self.seen.add(host)
+        return 0, host
 
     def cuMemFree(self, address):
+        assert address not in self.host, "not allocated by cuMemAlloc"
         self.live.remove(address)
+        self.seen.discard(address)
         return (0,)
 
-    cuMemFreeHost = cuMemFree
+    def cuMemFreeHost(self, address):
+        del self.host[address]  # KeyError for the GPU's own
+        return self.cuMemFree(address)
 
     def cuMemcpyHtoDAsync(self, to, source, size, stream):
+        assert to in self.seen and source in self.host, "copied between other memories"
+        return self._copy(to, source, size)
+
+    def cuMemcpyDtoHAsync(self, to, source, size, stream):
+        assert to in self.host and source in self.seen, "copied between other memories"
+        return self._copy(to, source, size)
+
+    def _copy(self, to, source, size):
+        self.copies += 1
         self.put(lambda: ctypes.memmove(to, source, size))
         return (0,)
-
-    cuMemcpyDtoHAsync = cuMemcpyHtoDAsync
 
     def cuStreamCreate(self, flags):
         return self._made(_Handle())
@@ -127,6 +158,8 @@ class Cuda:
         return self._made(SimpleNamespace(at=None))
 
     def cuEventRecord(self, event, stream):
+        event.at = None
+
         def record():
             event.at = self.done
 
@@ -151,6 +184,8 @@ class Cuda:
         return (0,)
 
     def cuStreamBeginCapture(self, stream, mode):
+        if self.capturing is not None:
+            return (1,)  # one capture at a time
         self.capturing, self.spoilt = [], False
         return (0,)
 
@@ -225,7 +260,7 @@ class _Context:
         return name == "images" and 1 <= shape[0] <= self.bindings.largest
 
     def set_tensor_address(self, name, address):
-        assert address in self.bindings.cuda.live
+        assert address in self.bindings.cuda.seen, "the GPU can't reach it"
         self.addresses[name] = address
         return True
 

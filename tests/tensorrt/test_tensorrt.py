@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import sys
 from types import SimpleNamespace
 from unittest import mock
 
@@ -12,12 +14,13 @@ from msgspec.structs import replace
 from pipeline import chain as chains
 from pipeline import runtimes
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.measure import timing
 from pipeline.records import manifest
 from pipeline.records.devices import Gpu
 from pipeline.records.forms import Engine, EngineLayer
 from pipeline.runtimes import tensorrt
 from pipeline.stages import bench, build, card, verify
-from pipeline.tensorrt import builder, cuda
+from pipeline.tensorrt import builder, cuda, trtexec
 from tests.support import command, flip, one_line
 from tests.support.fake_gpu import ENGINE, ORIN
 
@@ -42,7 +45,7 @@ def test_a_session_answers_for_any_number_of_images(device, engine, chain, digit
     with tensorrt.load(engine(), mode=mode) as session:
         for count in (counts := (150, 1, 64, 65, 7, 150)):
             assert np.allclose(session(images[:count]), expected[:count], atol=1e-3)
-        assert device.cuda.launches == (sum(-(-count // 64) for count in counts) if mode == tensorrt.GRAPH else 0)
+        assert device.cuda.launches == (sum(-(-count // 64) for count in counts) if mode != tensorrt.STREAM else 0)
         assert session.arithmetic == f"HALF, {mode}"
     assert not device.cuda.live, "something wasn't freed"
 
@@ -58,6 +61,32 @@ def test_a_request_allocates_nothing_and_is_done_when_it_returns(device, engine,
         assert session.gpu_step(8)() > 0
         with pytest.raises(UsageError, match="at most 64, received 65; build it with --max-batch"):
             session.step(65)
+
+
+def test_where_memory_is_shared_nothing_is_copied(device, engine, digits):
+    """By default, too; and the session sees new images in the memory that it has, and gives the logits from it."""
+    images = digits.images[:20]
+    with tensorrt.load(engine()) as session:
+        assert session.arithmetic == "HALF, CUDA graph, zero copy"
+        for part in (images[:8], images[8:16]):
+            assert np.allclose(session(part), device.answer(part), atol=1e-3)
+        session.step(8)()
+        assert device.cuda.copies == 0 and device.cuda.allocations == 2
+    device.cuda.integrated = False
+    with tensorrt.load(engine()) as session:
+        assert session.arithmetic == "HALF, CUDA graph"
+        assert np.allclose(session(images), device.answer(images), atol=1e-3) and device.cuda.copies > 0
+    assert not cuda.gpu().integrated and len(runtimes.readers("engine")) == 2
+
+
+def test_memory_that_is_not_mapped_is_refused(device):
+    """The stand-in knows, as CUDA does, what was allocated for what."""
+    with cuda.Stream() as stream:
+        with pytest.raises(CheckFailed, match="CUDA_ERROR_BAD"):
+            stream._call("cuMemHostGetDevicePointer", stream.pinned((4,), np.uint8).ctypes.data, 0)
+        array, address = stream.mapped((4,), np.uint8)
+        assert address == array.ctypes.data and address in device.cuda.seen
+    assert not device.cuda.live and not device.cuda.seen
 
 
 def test_the_gpu_time_is_that_of_the_computation_alone(device, engine):
@@ -122,14 +151,86 @@ def test_what_cuda_says_reaches_the_person(device, engine):
 
 def test_it_is_verified_and_timed_like_any_form(device, engine, few):
     made = engine()
-    graph, stream = verify.run(made, data=str(few), gate=0.8).facts.rows
-    assert (graph.arithmetic, stream.arithmetic) == ("HALF, CUDA graph", "HALF, no CUDA graph")
-    assert graph.wrong == stream.wrong
+    verified = verify.run(made, data=str(few), gate=0.8).facts.rows
+    ways = ["HALF, CUDA graph, zero copy", "HALF, CUDA graph", "HALF, no CUDA graph"]
+    assert [row.arithmetic for row in verified] == ways and len({tuple(row.wrong) for row in verified}) == 1
     rows = bench.run(made, quick=True, batch=(1,)).facts.rows
-    assert [row.arithmetic for row in rows] == [graph.arithmetic, stream.arithmetic]
+    assert [row.arithmetic for row in rows] == ways
     assert all(row.gpu_microseconds["p50"] > 0 for row in rows)
     (row,) = bench.run(made, quick=True, batch=(1,), no_cuda_graph=True).facts.rows
     assert row.mode == tensorrt.STREAM
+
+
+# As trtexec 8.6 to 11 print it, with colours off; its summary of a run on MNIST.
+SUMMARY = """[01/24/2024-20:02:59] [I] === Performance summary ===
+[01/24/2024-20:02:59] [I] Throughput: 40624.2 qps
+[01/24/2024-20:02:59] [I] Latency: min = 0.020874 ms, max = 0.354187 ms, mean = 0.0249536 ms, median = 0.0246582 ms, \
+percentile(90%) = 0.0258789 ms, percentile(95%) = 0.0263672 ms, percentile(99%) = 0.0344238 ms
+[01/24/2024-20:02:59] [I] H2D Latency: min = 0 ms, max = 0 ms, mean = 0 ms, median = 0 ms, percentile(90%) = 0 ms, \
+percentile(95%) = 0 ms, percentile(99%) = 0 ms
+[01/24/2024-20:02:59] [I] GPU Compute Time: min = 0.0151367 ms, max = 0.348145 ms, mean = 0.0171428 ms, \
+median = 0.0166016 ms, percentile(90%) = 0.0174561 ms, percentile(95%) = 0.0183105 ms, percentile(99%) = 2.56348e-02 ms
+[01/24/2024-20:02:59] [I] Total Host Walltime: 3.00006 s
+[01/24/2024-20:02:59] [I] Total GPU Compute Time: 2.08927 s
+&&&& PASSED TensorRT.trtexec [TensorRT v8603] # trtexec"""
+OTHER = """[01/24/2024-20:02:59] [E] IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan \
+file is not compatible with this version of TensorRT)
+&&&& FAILED TensorRT.trtexec [TensorRT v101303] # trtexec"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """A trtexec that prints a text, and notes what it was given."""
+
+    def make(text: str, code: int = 0):
+        path = tmp_path / "bin/trtexec"
+        path.parent.mkdir(exist_ok=True)
+        note = f"open({str(tmp_path / 'given')!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10))"
+        path.write_text(f"#!{sys.executable}\nimport sys\n{note}\nprint({text!r})\nsys.exit({code})\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+        return tmp_path / "given"
+
+    return make
+
+
+def test_trtexecs_figure_stands_beside_ours(device, engine, program, capsys):
+    """Of the same engine, at every batch size, of the GPU alone; once, not for each way to run it."""
+    given, made = program(SUMMARY), engine()
+    report = bench.run(made, quick=True, batch=(1, 8), compare=True)
+    lines = [line.split() for line in given.read_text().splitlines()]
+    assert [line[:2] for line in lines] == [
+        [f"--loadEngine={made.path}", f"--shapes=images:{batch}x1x28x28"] for batch in (1, 8)
+    ]
+    assert all({"--useCudaGraph", "--noDataTransfers"} <= set(line) for line in lines)
+    assert [(each.form, each.batch) for each in report.facts.trtexec] == [(made.name, 1), (made.name, 8)]
+    ours = [row.gpu_microseconds for row in report.facts.rows if row.mode == tensorrt.GRAPH]
+    assert report.facts.speedup is None and [each.here for each in report.facts.trtexec] == ours
+    times = {"p50": 16.6016, "p90": 17.4561, "p95": 18.3105, "p99": 25.6348}
+    assert report.facts.trtexec[0].trtexec == pytest.approx(times)
+    bench.show(report)
+    shown = capsys.readouterr().out
+    assert "microseconds by trtexec --useCudaGraph --noDataTransfers" in shown and "16.6" in shown
+    assert "without copies; trtexec has the next request in the queue" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"), [(OTHER, 1, "Error Code 6: API Usage Error"), ("", 0, "no GPU Compute Time")]
+)
+def test_a_trtexec_that_fails_is_one_line_before_anything_is_timed(
+    device, engine, program, monkeypatch, text, code, said
+):
+    program(text, code)
+    monkeypatch.setattr(timing, "measure", mock.Mock(side_effect=AssertionError("timed")))
+    with pytest.raises(CheckFailed, match=said) as failed:
+        bench.run(engine(), quick=True, batch=(1,), compare=True)
+    assert "leave --compare out" in str(failed.value)
+
+
+def test_without_trtexec_an_engine_alone_is_compared_with_nothing(device, engine, monkeypatch):
+    monkeypatch.setattr(trtexec, "find", lambda: None)
+    with pytest.raises(UsageError, match="needs the checkpoint among the forms, or an engine and trtexec"):
+        bench.run(engine(), quick=True, compare=True)
 
 
 def test_a_folder_is_verified_without_what_cannot_run_here(chain, capsys, monkeypatch):

@@ -36,7 +36,7 @@ def report(contents: Contents, split: ImageSet, measured: dict[str, Any], code: 
     """
     drawn = {"calibration": charts.calibration(measured["calibration"]["bins"])}
     if contents.history:
-        drawn["training"] = charts.training(_epochs(contents.history))
+        drawn["training"] = charts.training(epochs(contents.history))
     if contents.verification:
         drawn["accuracy"] = charts.accuracy(contents.verification.facts.rows, contents.model.gate)
     if contents.latency:
@@ -85,7 +85,7 @@ def _latency_rows(latency: Artifact) -> list[Timed]:
     return [row for row in latency.facts.rows if row.batch == least]
 
 
-def _epochs(history: Artifact) -> list[dict[str, float]]:
+def epochs(history: Artifact) -> list[dict[str, float]]:
     """A training's figures by epoch. CheckFailed if the file doesn't have them."""
     try:
         text = manifest.content(history).decode()

@@ -1,0 +1,201 @@
+"""Deploy a release on boards over SSH: check each, copy, install, run `deploy` there, and bring its report back.
+
+On a board everything lies in one folder below its home, named by digest, so that the next deployment finds it there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pipeline import console
+from pipeline.device import ssh, wheels
+from pipeline.device.board import Parcel, ask, expect_fit, install, put, short
+from pipeline.device.ssh import Board
+from pipeline.errors import CheckFailed, PipelineError, UsageError, reason
+from pipeline.records import manifest
+from pipeline.records.facts import Digests, Sha256
+from pipeline.records.manifest import Artifact
+from pipeline.records.releases import Boards
+from pipeline.release import files
+from pipeline.stages import bench
+from pipeline.tensorrt import bindings as library
+
+DEPLOY = 'export XDG_CACHE_HOME="$PWD/cache"; python=$1; shift; exec "$python" -m pipeline deploy "$@"'
+CLEAN = 'cd && rm -rf "$1" && { rmdir "${1%/*}" 2>/dev/null; true; }'  # and the folder above, if that leaves it empty
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """What the board's `pipeline deploy --json` prints, as far as it is relied on."""
+
+    path: Annotated[str, Meta(pattern=r"(^|/)[^/.][^/]*\Z")]
+    sha256: Sha256
+    parents: Digests
+
+
+def run(
+    release: Path,
+    forms: Sequence[Artifact],
+    hosts: Sequence[str],
+    *,
+    out: Path,
+    offline: bool,
+    clean: bool,
+    config: Path | None,
+    options: Mapping[str, Any],
+) -> Artifact:
+    """Deploy a checked release on each board in turn; return the report of the one, or all of them in one table.
+
+    With several boards, what keeps one from having a report is in the `failures`, and the others go on.
+    """
+    targets = {host: out / ssh.folder_name(host) for host in hosts}
+    for host, target in targets.items():
+        if list(targets.values()).count(target) > 1:
+            raise UsageError(f"--on {host}: expected boards of different names, since each has a folder {target}")
+        _expect_replaceable(target)
+    sent = [Parcel.of("release", release)]
+    options = dict(options)
+    if (data := options["data"]) and Path(data).exists():
+        sent.append(Parcel.of("data", Path(data)))
+        options["data"] = sent[1].path
+    elif offline and (data or not (release / files.TEST_SET).is_file()):
+        raise UsageError("--offline: expected a release with its test set, or --data with a file or a folder")
+    reports, failures = {}, []
+    for host, target in targets.items():
+        try:
+            with ssh.connected(host, config) as board, _left_clean(board, clean):
+                reports[host] = _deployed(board, sent, forms, target, offline, options)
+        except PipelineError as error:
+            if len(hosts) == 1:
+                raise
+            console.say(str(error))
+            failures.append(str(error))
+    if len(hosts) == 1:
+        return reports[hosts[0]]
+    failures += [f"{host}: {why}" for host, report in reports.items() for why in report.facts.failures]
+    facts = Boards(boards={host: report.facts for host, report in reports.items()}, failures=failures)
+    return manifest.write(None, None, facts=facts)
+
+
+def _deployed(
+    board: Board, sent: list[Parcel], forms: Sequence[Artifact], target: Path, offline: bool, options: dict[str, Any]
+) -> Artifact:
+    """Deploy on one board, and return its report from the folder `target`."""
+    engines = options["runtime"] != "none"
+    about = ask(board, library.MODULES.get(options["runtime"], "tensorrt"))
+    extras = f"jetson,cuda{min(about.cuda, 13)}" if engines and about.cuda else "jetson"
+    venv = f"venv-{short(f'{wheels.digest()} {extras} {about.python}'.encode())}"
+    expect_fit(board, about, options["runtime"], venv, sent)
+    for parcel in sent:
+        if parcel.name not in about.present:
+            put(board, parcel)
+    if venv not in about.present:
+        install(board, venv, extras, about, offline)
+    else:
+        board.say(f"{venv} is there from the last time")
+    out = sent[0].name.replace("release", "device")
+    chosen = {**options, "runtime": "tensorrt" if options["runtime"] == "auto" else options["runtime"]}
+    line = [sent[0].path, "--out", out, "--json", *_words(chosen)]
+    code, answer, errors = board.follow(DEPLOY, f"{venv}/bin/python", *line)
+    try:
+        if code not in (0, CheckFailed.exit_code) or not answer:
+            raise board.failure("deploying", code or CheckFailed.exit_code, errors)
+        reported = msgspec.json.decode(answer, type=Reported)
+    except msgspec.MsgspecError as error:
+        raise CheckFailed(f"{board.host}: expected the record of a report, received: {reason(error)}") from error
+    return _brought(board, out, reported, forms, target)
+
+
+def _words(options: Mapping[str, Any]) -> Iterator[str]:
+    """The words of a command line that gives these options."""
+    for name, value in options.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None and each is not False:
+                yield from [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+
+
+def _brought(board: Board, out: str, reported: Reported, forms: Sequence[Artifact], target: Path) -> Artifact:
+    """Bring the report, its parents and their records into `target`. CheckFailed for what isn't as it was reported."""
+    name = Path(reported.path).name
+    digests = {name: reported.sha256, **reported.parents}
+    for form in forms:
+        _expect(board, form.name, form.sha256, digests.pop(form.name, "none"))
+    scratch = target.with_name(f".{target.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    part = scratch / target.name
+    part.mkdir(parents=True)
+    try:
+        for each in (*digests, manifest.FILE):
+            content = board.call(f"bringing {each} back", 'exec cat "$1"', f"{out}/{each}")
+            if each in digests:
+                _expect(board, each, digests[each], hashlib.sha256(content).hexdigest())
+            (part / each).write_bytes(content)
+        # Of the board's records those of these files: its folder may have others of an earlier time.
+        (part / manifest.FILE).write_bytes(manifest.packed([manifest.read(part / each) for each in digests]))
+        if target.exists():
+            os.replace(target, scratch / "earlier")
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return manifest.read(target / name)
+
+
+def _expect(board: Board, name: str, expected: str, received: str) -> None:
+    if expected != received:
+        raise CheckFailed(f"{board.host}: {name}: altered: expected sha256 {expected}, received {received}")
+
+
+def _expect_replaceable(target: Path) -> None:
+    """UsageError if a board's folder here has anything but an earlier report, which a new one replaces."""
+    if target.exists():
+        own = {*manifest.names(target), manifest.FILE}
+        if others := sorted({path.name for path in target.iterdir()} - own):
+            raise UsageError(
+                f"{target}: has {others[0]}, which a new report would remove: move it or give another --out"
+            )
+
+
+@contextlib.contextmanager
+def _left_clean(board: Board, clean: bool) -> Iterator[None]:
+    """Afterwards, remove what was put on the board, or say where it is."""
+    try:
+        yield
+    except PipelineError:
+        if clean:
+            with contextlib.suppress(PipelineError):  # of two errors, the first tells more
+                _clean(board)
+        raise
+    if clean:
+        _clean(board)
+    else:
+        board.say(f"left for the next time, in ~/{ssh.ROOT}: --clean removes it")
+
+
+def _clean(board: Board) -> None:
+    board.call("removing", CLEAN, ssh.ROOT)
+    board.say(f"removed ~/{ssh.ROOT}")
+
+
+def show(made: Artifact) -> None:
+    """Print one row a board and form."""
+    headers = ["board", "form", "runs as", "accuracy", "batch", "p50 µs", "p90 µs", "p99 µs", "passed"]
+    rows = []
+    for host, report in made.facts.boards.items():
+        for row in report.rows:
+            timed = row.latency[0] if row.latency else None
+            times = [timed.microseconds.get(name) if timed else None for name in ("p50", "p90", "p99")]
+            failed = any(why.startswith(f"{row.form} (") for why in report.failures)
+            cells = [host, row.form, f"{row.runtime}: {row.arithmetic}", f"{row.accuracy:.2%}"]
+            cells += [str(timed.batch) if timed else "–", *map(bench.cell, times), "no" if failed else "yes"]
+            rows.append(cells)
+    console.table(headers, rows, title="boards")
+    for failure in made.facts.failures:
+        console.result(f"failed: {failure}")

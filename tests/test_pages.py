@@ -1,0 +1,169 @@
+"""README and docs/: commands that there are, figures of the artifacts, links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import commands
+from pipeline.records import kinds, manifest
+from tests import reference
+from tests.support import ROOT, command, flip
+
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", ROOT / "SECURITY.md")}
+PAGES |= {f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+README, ACCURACY, GUARANTEES = (
+    " ".join(PAGES[name].split()) for name in ("README.md", "docs/accuracy.md", "docs/guarantees.md")
+)
+
+
+def lines(page: str) -> list[str]:
+    """The command lines of a page."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", PAGES[page], re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip() and line[0] != "#"]
+
+
+COMMANDS = dict.fromkeys(line for page in PAGES for line in lines(page) if line.startswith("pipeline "))
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_is_one_that_there_is(line):
+    """Each option and subcommand is known; those that only look are run."""
+    words = line.split("#")[0].split()[1:]
+    result = command(words[0], "-h")
+    assert result.returncode == 0
+    for option in [word.split("=")[0] for word in words if word.startswith("--")]:
+        assert option in result.stdout, line
+    if words[0] in ("status", "show", "models") and "walked" not in words:  # that walk is tests/test_docs.py's
+        assert command(*words).returncode == 0
+
+
+def test_every_command_is_shown():
+    for name in commands.EXAMPLES:
+        assert f"\npipeline {name}" in PAGES["docs/commands.md"], name
+
+
+def test_the_reference_is_what_the_commands_say():
+    assert PAGES["docs/commands.md"] == reference.page(), "`python -m tests.reference` writes it"
+
+
+@pytest.mark.parametrize("name", commands.EXAMPLES)
+def test_help_opens_with_an_example_whose_options_there_are(name):
+    shown, example = command(name, "-h").stdout, commands.EXAMPLES[name]
+    assert shown.splitlines()[2] == f"  $ {example}" and example.split()[:2] == ["pipeline", name]
+    assert all(option in shown for option in re.findall(r"--[\w-]+", example))
+
+
+def test_help_fits_a_screen():
+    shown = command("--help", COLUMNS="80").stdout.splitlines()
+    assert len(shown) <= 50 and max(map(len, shown)) <= 80
+    assert all(f"  {name} " in "\n".join(shown) for name in commands.EXAMPLES)
+
+
+def test_the_first_page_is_short_and_its_second_command_is_what_ci_runs():
+    assert len(README.split()) < 800
+    first, second = [line for line in lines("README.md") if line.startswith("python3 -m venv")]
+    assert first.endswith("pipeline run") and "[host,test]" in second and "pytest" in second
+    assert second in (ROOT / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", PAGES[page]):
+        path, _, anchor = "".join(target).partition("#")
+        if path.startswith("http"):
+            continue
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page}: {path}"
+        if anchor:
+            headings = [
+                re.sub(r"[^\w -]", "", line.lstrip("# ")) for line in file.read_text().splitlines() if line[:1] == "#"
+            ]
+            assert anchor in [heading.strip().lower().replace(" ", "-") for heading in headings], f"{page}: #{anchor}"
+
+
+def test_every_room_and_file_that_the_pages_name_is_there():
+    for page, text in PAGES.items():
+        for name in re.findall(r"(?<![\w./-])(?:pipeline|tests|benchmarks)/[\w/.-]*\w", text):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+        for module in re.findall(r"python -m ((?:tests|benchmarks)\.\w+)", text):
+            path = ROOT / module.replace(".", "/")
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page}: {module}"
+
+
+def test_the_margins_are_the_releases(release):
+    margins = manifest.read(release / "mnist_cnn.fp16.onnx").facts.margins
+    assert f"the largest stays {margins.overflow_margin:.0f} times under overflow" in ACCURACY
+    assert f"{margins.activations / 1e9:.1f} billion activations" in ACCURACY
+
+
+@pytest.mark.parametrize("recipe", ["default", "best"])
+def test_the_studies_are_the_committed_ones(release, recipe):
+    facts = kinds.plain(manifest.read(release / f"study-{recipe}.json").facts)
+    over = sum(accuracy >= 99.4 for accuracy in facts["accuracies"])
+    low, high = facts["mean_interval"]
+    cells = [f"`{recipe}`", f"{facts['mean']:.3f} %", f"{low:.2f} – {high:.2f}", f"{facts['deviation']:.3f}"]
+    cells += [f"{facts['least']:.2f} %", f"{facts['most']:.2f} %", f"{over} of {len(facts['accuracies'])}"]
+    assert f"| {' | '.join(cells)} |" in ACCURACY
+
+
+def test_the_tables_are_the_releases_verification(release):
+    rows = manifest.read(release / "latency.json").facts.rows
+    timed = {(row.form, row.runtime): f"{row.microseconds['p50']:.0f} µs" for row in rows if row.batch == 1}
+    proven = {row.form: row.at_least for row in manifest.read(release / "mnist_cnn.certificate.json").facts.rows[:1]}
+    for row in manifest.read(release / "verification.json").facts.rows:
+        name, size, accuracy = f"`{row.form}`", f"{row.bytes / 1000:.1f} KB", f"{row.accuracy:.2%}"
+        p50 = timed.get((row.form, row.runtime), "–")
+        interval = f"{row.interval[0]:.2%} – {row.interval[1]:.2%}"
+        cells = [name, size, f"{row.runtime}: {row.arithmetic}", accuracy, interval, str(row.differ), p50]
+        assert f"| {' | '.join(cells)} |" in ACCURACY
+        if p50 != "–":
+            least = f"{proven[row.form]:.2%}" if row.form in proven else "–"
+            assert f"| {' | '.join([name, size, accuracy, least, p50])} |" in README
+
+
+def test_the_certificates_figures_are_the_committed_ones(release):
+    made = manifest.read(release / "mnist_cnn.certificate.json")
+    assert made.parents["mnist_cnn.fp16.onnx"] == manifest.read(release / "mnist_cnn.fp16.onnx").sha256
+    for row in made.facts.rows:
+        cells = [row.execution, f"{row.certified:,} of {row.images:,}", f"{row.right:,}", f"{row.at_least:.2%}"]
+        cells += [f"{row.at_most:.2%}", f"{row.median:.2f}", f"{row.p99:.2f}"]
+        assert f"| {' | '.join(cells)} |" in GUARANTEES
+    first = made.facts.rows[0]
+    assert first.execution == "A1" and first.certified >= 9980 and first.at_least >= 0.994
+    told = f"At least {first.at_least:.2%}".replace("%", " %"), f"{first.certified:,}", f"{first.right:,} of them right"
+    assert all(each in README for each in told)
+
+
+def test_the_record_formats_checker_holds_and_notices_a_byte(release, tmp_path):
+    (script,) = re.findall(r"```python\n(.*?)```", PAGES["docs/record-format.md"], re.DOTALL)
+    folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
+
+    def checked() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True)
+
+    assert checked().stdout == f"{len(manifest.names(folder))} records hold\n"
+    for name in ("chain.json", "mnist_cnn.onnx"):
+        flip(folder / name, 300)
+        assert (checked().returncode == 1 and "altered" in checked().stderr) or "JSON" in checked().stderr
+        flip(folder / name, 300)
+    assert checked().returncode == 0
+
+
+def test_the_python_of_the_pages_runs(release, digits, tmp_path, monkeypatch):
+    """The README's and docs/release.md's examples, on the committed files."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").symlink_to(release)
+    for page in ("README.md", "docs/release.md"):
+        for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+            names = {"images": digits.images[:10, 0]}
+            exec(compile(block, page, "exec"), names)
+            if "logits" in names:
+                assert names["logits"].shape == (1, 10)
+            else:
+                assert (names["classifier"](names["images"]).argmax(1) == digits.labels[:10]).mean() >= 0.9
