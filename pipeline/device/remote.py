@@ -192,9 +192,12 @@ def show(made: Artifact) -> None:
         for row in report.rows:
             timed = row.latency[0] if row.latency else None
             times = [timed.microseconds.get(name) if timed else None for name in ("p50", "p90", "p99")]
-            failed = any(why.startswith(f"{row.form} (") for why in report.failures)
             cells = [host, row.form, f"{row.runtime}: {row.arithmetic}", f"{row.accuracy:.2%}"]
-            cells += [str(timed.batch) if timed else "–", *map(bench.cell, times), "no" if failed else "yes"]
+            cells += [
+                str(timed.batch) if timed else "–",
+                *map(bench.cell, times),
+                "no" if report.failed_form(row.form) else "yes",
+            ]
             rows.append(cells)
     console.table(headers, rows, title="boards")
     for failure in made.facts.failures:

@@ -83,6 +83,10 @@ class DeviceReport(Here, frozen=True):
     rows: Annotated[list[Deployed], Meta(min_length=1)]
     second_builds: dict[FileName, SecondBuild] | None = None
 
+    def failed_form(self, form: str) -> bool:
+        """Whether a failure is about this form."""
+        return any(why.startswith(f"{form} (") for why in self.failures)
+
 
 class Boards(Facts, frozen=True):
     """A release in use on several boards: their reports by host, and what failed or kept one from having a report."""

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data import mnist
-from pipeline.errors import UsageError
+from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.stages import bench, export, fold, half, quantize, train, verify
 
+REPORT = "device-report.json"  # what `deploy` writes
 FORMS = (fold.KIND, half.KIND, quantize.KIND)  # the kinds that ship: an engine is for one device and made there
 
 
@@ -30,6 +31,7 @@ class Contents:
     latency: Artifact | None
     history: Artifact | None
     against: list[str] = field(default_factory=list)
+    boards: dict[str, Artifact] = field(default_factory=dict)  # reports of devices by name, for people alone
 
     @property
     def model(self) -> ModelCard:
@@ -69,6 +71,24 @@ def gather(folder: Path) -> Contents:
     )
     contents.against = list(_against(contents))
     return contents
+
+
+def boards(folders: Iterable[Path], forms: list[Artifact]) -> dict[str, Artifact]:
+    """Read the reports that `deploy` left in folders, by the folders' names.
+
+    Raises UsageError for a folder without one, CheckFailed if a report was altered or is about other bytes.
+    """
+    reports = {folder.resolve().name: manifest.read(folder / REPORT) for folder in folders}
+    for name, report in reports.items():
+        for form in forms:
+            if report.parents.get(form.name, form.sha256) != form.sha256:
+                received = report.parents[form.name]
+                raise CheckFailed(
+                    f"--board {name}: deployed another {form.name}: expected sha256 {form.sha256}, received {received}"
+                )
+        if not report.parents.keys() & {form.name for form in forms}:
+            raise CheckFailed(f"--board {name}: deployed none of these files: expected {forms[0].name}")
+    return reports
 
 
 def _ancestors(forms: list[Artifact], folder: Path) -> list[Artifact]:

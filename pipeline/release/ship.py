@@ -21,7 +21,7 @@ from pipeline.records import code, disk, kinds, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.records.releases import About, Release
 from pipeline.release import archives, files, provenance, signing, triton
-from pipeline.release.contents import Contents, gather
+from pipeline.release.contents import Contents, boards, gather
 from pipeline.release.report import measures, pages
 from pipeline.stages import DEFAULTS, Data, images
 
@@ -43,6 +43,9 @@ def run(
     timings: Annotated[
         Path | None, "Folder of kernels' timings that a deployment left: the next on such a device builds faster."
     ] = None,
+    board: Annotated[
+        tuple[Path, ...], "Folder of a board's report, as `deploy` leaves it, to show in report.html; several times."
+    ] = (),
     unverified: Annotated[bool, "Ship what isn't proven, marked as unverified everywhere."] = False,
 ) -> Artifact:
     """Gather a release: the ONNX files with their records and proof, card, report, test set, provenance, one archive.
@@ -67,6 +70,7 @@ def run(
         signing.read_key(sign_key, private=True)
     disk.check_writable(out)
     contents = gather(folder)
+    contents.boards = boards(board, contents.forms)
     _refuse(folder, contents, unverified)
     form, model = contents.forms[0], contents.model
     split, reference = images(form, data), form.facts.reference
@@ -109,7 +113,8 @@ def run(
         archives.pack(target),
         facts=Release(about=about, folder=str(target), files=len(shipped)),
         parents=[*contents.forms, *contents.reports],
-        options={"format": format, "builder": builder, "signed": signed},
+        options={"format": format, "builder": builder, "signed": signed}
+        | ({"boards": {name: report.sha256 for name, report in contents.boards.items()}} if board else {}),
         versions=manifest.versions("numpy", "onnx", "matplotlib", "jinja2", "pillow"),
         code=code.digest(__name__),
     )

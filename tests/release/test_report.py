@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from pipeline.device import deploy
 from pipeline.records import manifest
+from pipeline.records.devices import Board
+from pipeline.records.reports import Estimate
+from pipeline.release import ship
 from pipeline.release.report import charts, measures
 from pipeline.runtimes.classifier import load
-from tests.support import browser
+from tests.support import browser, command, one_line
 from tests.support.releases import NAME
 
 
@@ -113,3 +118,33 @@ def test_drawings_have_the_pages_colours_and_no_ids_that_clash(report):
     ids = re.findall(r' id="([\w-]+)"', text)
     assert len(ids) == len(set(ids))
     assert not [colour for colour in charts.COLOURS.values() if colour in text] and "var(--ink)" in text
+
+
+def test_boards_stand_side_by_side_and_one_with_other_files_is_refused(release, few, tmp_path):
+    made = deploy.run(release, out=tmp_path / "desk", data=str(few), runtime="none", gate=0.9, quick=True, batch=(1,))
+    row, *others = made.facts.rows
+    (timed,) = row.latency
+    p99 = Estimate(percent=99.0, confidence=0.99, needed=662, made=700, discarded=0, microseconds=1234.0)
+    better = msgspec.structs.replace(timed, estimates=[p99], millijoules_per_image=0.75)
+    rows = [msgspec.structs.replace(row, latency=[better]), *others]
+    orin = Board(
+        model="NVIDIA Jetson Orin Nano", release=None, jetpack="6.2.1", power_mode="MAXN_SUPER", gpu_mhz={},
+        pinned=True, temperatures={}, throttling=[], watts=None,
+    )  # fmt: skip
+    failure = f"{row.form} ({row.runtime}: {row.arithmetic}): accuracy 90.00 % is under the gate"
+    facts = msgspec.structs.replace(made.facts, rows=rows, jetson=orin, passed=False, failures=[failure])
+    (tmp_path / "orin").mkdir()
+    manifest.write(tmp_path / "orin/device-report.json", None, facts=facts, parents=made.parents)
+    boards = tmp_path / "desk", tmp_path / "orin"
+    shipped = ship.run(release, out=tmp_path / "release", board=boards)
+    assert list(shipped.options["boards"]) == ["desk", "orin"]
+    text = (tmp_path / "release" / NAME / "report.html").read_text()
+    section = re.search(r'<section id="boards">.*?</section>', text, re.DOTALL)[0]
+    assert "Orin Nano, JetPack 6.2.1, mode MAXN_SUPER" in section and "1234*" in section and ">0.75<" in section
+    forms = len({each.form for each in made.facts.rows if each.form == row.form})
+    assert section.count(">no<") == sum(each.form == row.form for each in rows) >= forms
+    assert section.count(">yes<") == 2 * len(rows) - section.count(">no<") and f"orin: {failure}" in section
+    parents = {**made.parents, "mnist_cnn.onnx": "0" * 64}
+    manifest.write(tmp_path / "orin/device-report.json", None, facts=facts, parents=parents)
+    error = one_line(command("ship", release, "--out", tmp_path / "no", "--board", tmp_path / "orin"), 1)
+    assert "--board orin: deployed another mnist_cnn.onnx: expected sha256" in error and not (tmp_path / "no").exists()
