@@ -60,14 +60,20 @@ class Session(base.Session):
             },
         }
         model = onnx_file.load(artifact)
+        content, chosen = model.SerializeToString(), [(provider, settings[mode])]
         try:
             with tempfile.TemporaryDirectory() as folder:
                 optimised = Path(folder) / "optimised.onnx"
                 if mode != "tensorrt":  # compiled parts can't be written as ONNX
                     options.optimized_model_filepath = str(optimised)
-                self._session = onnxruntime.InferenceSession(
-                    model.SerializeToString(), options, providers=[(provider, settings[mode])]
-                )
+                try:
+                    self._session = onnxruntime.InferenceSession(content, options, providers=chosen)
+                except Exception:
+                    if artifact.kind != "int8" or not self._on_cpu:
+                        raise
+                    # On aarch64, version 1.32 fuses float16 scales into QLinearConv and then refuses its own graph.
+                    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+                    self._session = onnxruntime.InferenceSession(content, options, providers=chosen)
                 self.arithmetic = _arithmetic(model.graph, optimised if optimised.exists() else None)
         except Exception as error:  # the library's own exceptions share no narrower public base
             line = " ".join(str(error).split())[:300]  # what is missing stands far behind

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import pipeline
@@ -28,6 +29,7 @@ def test_three_lines_and_no_torch(release):
     code = f"""
 import sys; sys.modules["torch"] = None
 import numpy as np
+import onnxruntime
 from pipeline import load
 model = load({str(release / "mnist_cnn.onnx")!r})
 print(model(np.zeros([2, 28, 28], np.uint8)).shape)
@@ -118,3 +120,20 @@ def test_answers_do_not_depend_on_the_number_of_threads_or_images(release, image
         expected = alone(images[:2000])
         assert np.array_equal(model(images[:2000]), expected)
         assert np.array_equal(model(images[:1]), expected[:1]) and np.array_equal(alone(images[:1]), expected[:1])
+
+
+def test_an_int8_file_runs_where_onnx_runtimes_fusions_spoil_it(release, images, monkeypatch):
+    """As on aarch64; this stands in for it. What another file can't be run by stays an error."""
+    session = onnxruntime.InferenceSession
+
+    def refuse(content, options, **more):
+        if options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL:
+            raise RuntimeError("Type 'tensor(float16)' of input parameter of operator (QLinearConv) is invalid")
+        return session(content, options, **more)
+
+    expected = load(release / "mnist_cnn.int8.onnx").predict(images[:200])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    answers = load(release / "mnist_cnn.int8.onnx").predict(images[:200])
+    assert sum(a == b for a, b in zip(answers, expected, strict=True)) >= 199
+    with pytest.raises(CheckFailed, match="QLinearConv"):
+        load(release / "mnist_cnn.fp16.onnx")
