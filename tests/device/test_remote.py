@@ -147,7 +147,7 @@ def test_an_unreachable_board_is_one_line_and_the_others_are_deployed_on(board, 
     assert "gone: can't connect: " in error and "board: mnist_cnn" in error and "second: mnist_cnn" in error
     for host in ("board", "second"):
         assert (tmp_path / "device" / host / "device-report.json").is_file()
-        rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] == [host]]
+        rows = [line.split() for line in done.stdout.splitlines() if line.split()[:2] == [host, "mnist_cnn.onnx"]]
         assert len(rows) == 1 and all(row[-1] == "no" for row in rows), done.stdout
 
 
