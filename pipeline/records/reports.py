@@ -120,8 +120,7 @@ class Timed(Row, omit_defaults=True, frozen=True):
     """A form's latency and throughput at a batch size. There are always enough requests for the median.
 
     `watts` and `rails` are what the board took meanwhile, `millijoules_per_image` what an image took above idle.
-    `images_per_second` is the median of the windows, `spread` the range of the windows by their median. `variation`, of
-    the rounds' medians, stands in older reports in their place.
+    `images_per_second` is the median of the windows, `spread` the range of the windows by their median.
     """
 
     mode: Words
@@ -130,10 +129,9 @@ class Timed(Row, omit_defaults=True, frozen=True):
     microseconds: Percentiles
     images_per_second: Amount
     round_medians: list[Amount]
-    variation: Amount | None = None
+    windows: list[Amount]
+    spread: Amount
     estimates: list[Estimate] = field(default_factory=list)
-    windows: list[Amount] = field(default_factory=list)
-    spread: Amount | None = None
     gpu_microseconds: Percentiles | None = None
     watts: Amount | None = None
     rails: dict[Words, Real] = field(default_factory=dict)

@@ -77,7 +77,7 @@ def run(
                         theirs[form.name, size] = trtexec.run(program, form.path, session.shape(size))
         conditions = timing.measure(subjects, quick=quick)
     rows = [subject.timed(quick=quick) for subject in subjects]
-    unstable = [f"{row.form} at batch {row.batch}" for row in rows if (row.spread or 0) > timing.UNSTABLE]
+    unstable = [f"{row.form} at batch {row.batch}" for row in rows if row.spread > timing.UNSTABLE]
     return manifest.write(
         out / FILE if out else None,
         None,
@@ -182,7 +182,7 @@ def show(latency: Artifact) -> None:
         times = [cell(row.microseconds.get(each)) for each in percentiles]
         bounds = {f"p{each.percent:g}*": each.microseconds for each in row.estimates}
         times += [cell(bounds.get(each)) for each in estimated]
-        spread = "–" if row.spread is None else f"{row.spread:.1%}"
+        spread = f"{row.spread:.1%}"
         counts = [f"{row.images_per_second:,.0f}", f"{row.requests:,}", spread]
         gpu = cell((row.gpu_microseconds or {}).get("p50"))
         rows.append([row.form, name, str(row.batch), *times, *counts, gpu, cell(row.millijoules_per_image)])

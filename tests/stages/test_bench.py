@@ -113,11 +113,6 @@ def test_every_batch_size_gets_as_many_requests_as_the_estimates_need():
     assert sum(map(len, subject.rounds)) == 680 >= statistics.needed(99)
 
 
-def test_a_report_from_before_the_windows_is_still_read(release):
-    facts = manifest.read(release / "latency.json").facts
-    assert all(row.images_per_second and (row.variation is None) != (row.spread is None) for row in facts.rows)
-
-
 def test_an_unstable_run_is_said_to_be(chain, capsys):
     made = manifest.read(chain / "latency.json")
     made = dataclasses.replace(made, facts=msgspec.structs.replace(made.facts, unstable=["mnist_cnn.onnx"]))
