@@ -63,7 +63,9 @@ def run(
         _expect_replaceable(target)
     sent = [Parcel.of("release", release)]
     options = dict(options)
-    if (data := options["data"]) and Path(data).exists():
+    if (data := options["data"]) and Path(data).is_file() and not data.endswith(".npz"):
+        raise UsageError(f"--data {data}: for a board, expected an .npz or a folder")
+    if data and Path(data).exists():
         sent.append(Parcel.of("data", Path(data)))
         options["data"] = sent[1].path
     elif offline and (data or not (release / files.TEST_SET).is_file()):

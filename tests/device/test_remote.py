@@ -227,6 +227,7 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_of_it_counts(board, on):
         (["--on", "-oProxyCommand=touch x"], "expected user@board"),
         (["--on", "a@board", "--on", "b@board"], "expected boards of different names"),
         (["--on", "board", "--offline"], "--offline: expected a release with its test set"),
+        (["--on", "board", "--data", "README.md"], "--data README.md: for a board, expected an .npz or a folder"),
     ],
 )
 def test_wrong_use_is_one_line(release, tmp_path, more, expected):
@@ -299,7 +300,7 @@ def test_a_release_into_an_environment_without_torch_or_network(shipped, tmp_pat
         server.stop()
 
 
-@pytest.mark.exhaustive
+@pytest.mark.emulated
 def test_a_release_on_an_emulated_arm64(shipped, few, tmp_path):
     """Where `python -m tests.arm64` can run: wheels for aarch64 are resolved here and installed there."""
     try:
