@@ -136,8 +136,9 @@ def test_a_good_and_a_bad_report_look_as_the_page_says(device, chain, few, tmp_p
 
 def test_a_bad_measurement_is_told_as_the_page_says():
     bad = {"power_mode": "15W", "gpu_mhz": {"now": 1020.0, "min": 306.0, "max": 1020.0}, "pinned": False}
-    bad |= {"temperatures": {"gpu-thermal": 88.0}, "throttling": ["gpu-throttle-alert"]}
-    told = jetson.warnings([msgspec.structs.replace(ORIN, **bad)])
+    bad |= {"temperatures": {"gpu-thermal": 88.0}}
+    states = [msgspec.structs.replace(ORIN, **bad, throttling=["gpu-throttle-alert"] * (n < 3)) for n in range(21)]
+    told = jetson.warnings(states)
     lines = [line for line in blocks("A bad one") if line.startswith("unreliable")]
     assert lines == [f"unreliable measurement: {each}" for each in told]
 
