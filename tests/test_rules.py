@@ -26,3 +26,8 @@ def test_a_wheel_has_every_package():
     assert sorted(re.findall(r'"([\w.]+)"', listed)) == sorted(
         {".".join(folder.parts) for folder in folders} | {"pipeline.models"}
     )
+
+
+def test_every_file_is_read_in_a_sitting():
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 250, path

@@ -16,8 +16,8 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.machine import host as machine
 from pipeline.measure import statistics
 from pipeline.records import code, manifest
+from pipeline.records.experiments import Study
 from pipeline.records.manifest import Artifact
-from pipeline.records.reports import Study
 from pipeline.stages import Data, Out, check, train
 from pipeline.training import models
 from pipeline.training import recipe as recipes

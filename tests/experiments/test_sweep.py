@@ -18,7 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.experiments.sweep import command as sweep
 from pipeline.experiments.sweep import heatmap, trials, workers
 from pipeline.records import manifest
-from pipeline.records.reports import Trial
+from pipeline.records.experiments import Trial
 from tests.support import command, one_line, started
 
 PAIRS = [(lr, gamma) for lr in (0.02, 0.04) for gamma in (0.1, 0.5)]

@@ -17,8 +17,9 @@ from pipeline.experiments.sweep.trials import Storage
 from pipeline.experiments.sweep.workers import work
 from pipeline.machine import host as machine
 from pipeline.records import code, disk, manifest
+from pipeline.records.experiments import Sweep, Trial
 from pipeline.records.manifest import Artifact
-from pipeline.records.reports import Picture, Sweep, Trial
+from pipeline.records.reports import Picture
 from pipeline.stages import Data, Out, check
 from pipeline.training import models, recipe
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.records.reports import Trial
+from pipeline.records.experiments import Trial
 
 
 def draw(rows: Sequence[Trial], *, grid: bool, title: str) -> bytes:
