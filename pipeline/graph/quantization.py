@@ -179,7 +179,7 @@ def _in_int8(
             made |= {source, weight}
             bias = _bias(node, values)
             if node.name in errors and bias is not None:
-                node.input[2:] = [new(f"{weight}_corrected")]
+                node.input[2:] = [new(f"{node.output[0]}_bias")]
                 stored[node.input[2]] = (bias - errors[node.name]).astype(np.float32)
             if beside:
                 nodes.append(copy.deepcopy(node))

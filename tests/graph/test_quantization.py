@@ -103,3 +103,27 @@ def test_a_layer_that_has_no_bias_of_its_own_keeps_its_errors():
     images = chance.integers(0, 256, (10, 4)).astype(np.uint8)
     assert len(quantization.layers(model)) == 2
     assert quantization.bias_errors(model, {"x": 255.0}, images) == {}
+
+
+def test_layers_that_share_a_weight_have_biases_of_their_own():
+    chance = np.random.default_rng(0)
+    weights = {"w": chance.normal(0, 1, (4, 4)).astype(np.float32), "b": np.full(4, 100, np.float32)}
+    weights["c"] = -weights["b"]
+    nodes = [helper.make_node("Cast", ["images"], ["x"], "cast", to=TensorProto.FLOAT),
+             helper.make_node("Gemm", ["x", "w", "b"], ["y"], "first"),
+             helper.make_node("Gemm", ["y", "w", "c"], ["logits"], "second")]  # fmt: skip
+    ends = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 4]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, n) for n, v in weights.items()]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    images = chance.integers(0, 256, (200, 4)).astype(np.uint8)
+    limits = {"x": 200.0, "y": 700.0}
+    before = run.outputs(model, images, "float32")
+    errors = quantization.bias_errors(model, limits, images)
+    plain, corrected = (
+        np.abs((run.outputs(quantization.quantize(model, limits, errors=given), images, "int8") - before).mean(0)).max()
+        for given in ({}, errors)
+    )
+    assert set(errors) == {"first", "second"} and corrected < plain
