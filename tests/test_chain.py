@@ -237,8 +237,8 @@ def test_a_stage_and_a_runtime_are_a_file_and_a_line_each(tmp_path, chain, few):
     for name, old, new in (
         ("stages/__init__.py", '"verify", "bench")', '"sizes", "verify", "bench")'),
         ("runtimes/__init__.py", "pytorch, tensorrt", "pytorch, tensorrt, zero"),
-        ("commands.py", '        Command("verify",', '        Command("sizes", "pipeline.stages.sizes", "Sizes."),\n'
-         '        Command("verify",'),
+        ("commands.py", '        Command("verify",',
+         '        Command("sizes", "pipeline.stages.sizes", "Sizes.", "pipeline sizes"),\n        Command("verify",'),
     ):  # fmt: skip
         text = (tmp_path / "pipeline" / name).read_text()
         assert old in text, name

@@ -145,11 +145,14 @@ class Half(Graph, frozen=True):
 
 
 class QuantizedLayer(Part, frozen=True):
-    """A layer that int8 was tried on, and the logits' mean squared error, relative, when it alone is in int8."""
+    """A layer that int8 was tried on, and the logits' mean squared error, relative, when it alone is in int8.
+
+    That is measured only where some layers had to stay in float16.
+    """
 
     name: Words
     int8: bool
-    cost: Amount
+    cost: Amount | None
 
 
 class Quantized(Graph, frozen=True):

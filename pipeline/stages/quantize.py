@@ -55,15 +55,16 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
     ways[corrected := f"{way}-bias-corrected"] = limits, quantization.bias_errors(model, limits, fit.images)
     tried[corrected] = search.score(*ways[corrected])
     way = _best(tried)
-    costs, kept, score = search.costs(*ways[way]), [], tried[way]
-    for layer in sorted(costs, key=lambda each: -costs[each])[:-1]:
+    kept, score = [], tried[way]
+    costs = search.costs(*ways[way]) if score.worse else {}
+    dearest = sorted(costs, key=lambda each: -costs[each])
+    for layer in dearest[:-1]:
         if not score.worse:
             break
         kept.append(layer)
         score = search.score(*ways[way], kept)
     limits, errors = ways[way]
     quantised = describe(quantization.quantize(model, limits, kept, errors), folded, name)
-    dearest = max(costs, key=lambda each: costs[each])
     return write_graph(
         output(out, FILE, folded),
         quantised,
@@ -75,7 +76,10 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
         difference=float16.difference(model, quantised, test.images, name),
         method=way,
         methods={each: scored.correct for each, scored in tried.items()},
-        layers=[QuantizedLayer(name=each, int8=each not in kept, cost=cost) for each, cost in costs.items()],
+        layers=[
+            QuantizedLayer(name=each, int8=each not in kept, cost=costs.get(each))
+            for each in quantization.layers(model)
+        ],
         scales=quantization.scales(quantised),
         weights=quantization.weights(quantised),
         calibrated_on=len(fit),
@@ -85,9 +89,10 @@ def run(folded: Artifact, *, out: Out, data: Data = None) -> Artifact:
         p=score.p,
         failures=[
             f"{name}: in int8 it is worse than in float32, even with all layers but one in float16: {score.lost} more "
-            f"errors and {score.won} fewer on {held.name}, McNemar p = {score.p:.3g}; {dearest} costs most"
+            f"errors and {score.won} fewer on {held.name}, McNemar p = {score.p:.3g}; {dearest[0]} costs most"
         ]
-        * score.worse,
+        if score.worse
+        else [],
     )
 
 
@@ -149,7 +154,10 @@ def options(folded: Artifact, *, data: str | None, **_: Any) -> dict[str, Any]:
 def show(quantized: Artifact) -> None:
     """Print what is in int8, what was left in float16 and why, and how the held-out images are answered."""
     facts = quantized.facts
-    rows = [[each.name, "int8" if each.int8 else "float16", f"{each.cost:.2g}"] for each in facts.layers]
+    rows = [
+        [each.name, "int8" if each.int8 else "float16", "–" if each.cost is None else f"{each.cost:.2g}"]
+        for each in facts.layers
+    ]
     console.table(["layer", "computes in", "logits' error alone"], rows, title=f"limits by {facts.method}")
     console.result(
         f"{facts.correct:,} of {facts.held_out:,} held-out training images right, float32 {facts.correct_before:,}, "
