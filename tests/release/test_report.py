@@ -81,6 +81,8 @@ def test_what_it_shows_is_what_was_measured(report, release):
     answers = dict(re.findall(r'alt="test image (\d+): .*?<div>float32: (\d)', text, re.DOTALL))
     right = {index: int(label) for index, label in shown}
     assert {index: int(answer) for index, answer in answers.items()} == right | row.wrong
+    first = f"{recorded.certified[0].at_least:.2%}".replace("%", " %")
+    assert text.count(f'<td class="n">≥ {first}</td>') == sum(row.kind == "half" for row in recorded.rows) > 0
     for proof in recorded.certified:
         assert f"<b>{proof.at_least:.2%} or more</b> for every summation order".replace("%", " %") in text
     for each in (*manifest.read(release / "mnist_cnn.onnx").parents.values(), recorded.data.name):
