@@ -147,4 +147,4 @@ def test_what_keeps_a_board_from_a_report_is_said_in_the_pages_words():
     """That each is one line, in its case: tests/device/test_remote.py."""
     source = "".join((ROOT / f"pipeline/device/{name}.py").read_text() for name in ("ssh", "board"))
     said = re.findall(r"^\| `(.*?)` \|", JETSON.partition("## On the board itself")[0], re.MULTILINE)
-    assert len(said) == 10 and all(each in source for each in said)
+    assert len(said) == 11 and all(each in source for each in said)

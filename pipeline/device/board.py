@@ -21,7 +21,7 @@ from pipeline.release import archives
 from pipeline.tensorrt import bindings as library
 
 SPACE = 1 << 30  # bytes that must be free for a virtual environment
-PYTHON = (3, 10)
+PYTHON, CUDA = (3, 10), 12
 CHECK = """
 import ctypes, json, os, platform, shutil, subprocess, sys
 def attempt(what):
@@ -125,10 +125,15 @@ def expect_fit(board: Board, about: About, runtime: str, venv: str, sent: list[P
         lacks = None if about.tensorrt else "no TensorRT that its python3 can import"
         if about.tensorrt and runtime != "tensorrt-rtx" and int(about.tensorrt.split(".")[0]) < library.OLDEST:
             lacks = f"TensorRT {about.tensorrt}, without strongly typed networks"
-        lacks = lacks or (None if about.cuda else "no CUDA driver (libcuda.so.1)")
+        if not lacks and (about.cuda or 0) < CUDA:
+            lacks = f"CUDA {about.cuda}, too old for cuda-bindings" if about.cuda else "no CUDA driver (libcuda.so.1)"
         if lacks:
-            expected = f"expected TensorRT {library.OLDEST} or later, {jetpack}: sudo apt install nvidia-jetpack, there"
-            raise UsageError(f"{board.host}: {lacks}: {expected}; --runtime none deploys without engines")
+            expected = f"TensorRT {library.OLDEST} and CUDA {CUDA} or later, {jetpack}: sudo apt install nvidia-jetpack"
+            if runtime == "tensorrt-rtx":
+                expected = f"tensorrt-rtx (x86-64) and CUDA {CUDA} or later"
+            raise UsageError(
+                f"{board.host}: {lacks}: expected {expected}, there; --runtime none deploys without engines"
+            )
     needed = 4 * sum(len(each.content) for each in sent) + (0 if venv in about.present else SPACE)
     if about.free < needed:
         raise UsageError(f"{board.host}: disk full: expected {needed:,} bytes free, received {about.free:,}")

@@ -16,13 +16,13 @@ from pipeline.records import code, disk, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.records.releases import Deployed, DeviceReport, ReleaseCheck
 from pipeline.records.reports import Proven, Timed
-from pipeline.release import archives, files, verify_release
+from pipeline.release import archives, contents, files, verify_release
 from pipeline.release.verify_release import AllowUnverified, PublicKey
 from pipeline.stages import bench, build, verify
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda
 
-KIND, FILE = "device-report", "device-report.json"
+KIND = "device-report"
 
 
 def run(
@@ -34,7 +34,8 @@ def run(
     allow_unverified: AllowUnverified = False,
     runtime: Annotated[
         Literal["auto", "tensorrt", "tensorrt-rtx", "none"],
-        "What builds engines. auto: whichever is installed; none, with a remark, where there is no GPU.",
+        "What builds engines. auto: whichever is installed; none, with a remark, where there is no GPU; with --on, "
+        "TensorRT, which the board must have.",
     ] = "auto",
     gate: Annotated[float | None, "Least test accuracy, 0 to 1; by default the model's own."] = None,
     batch: Annotated[tuple[int, ...], "Batch size to time; may be given several times."] = (1, 8, 64),
@@ -83,14 +84,14 @@ def run(
             )
         if not data and (folder / files.TEST_SET).is_file():
             data = str(folder / files.TEST_SET)
-        timings = _timings(folder, out)
+        timings = _timings(folder if about else None, out)
         building = {"out": out, "max_batch": max(64, *batch), "timing_cache": timings, "twice": not quick, "data": data}
         engines, no_engine = _engines(forms, runtime, building)
         verification = verify.run(*forms, *engines, out=out, data=data, gate=gate)
         latency = bench.run(*forms, *engines, out=out, batch=batch, threads=threads, quick=quick)
         proven, timed = verification.facts, latency.facts
         return manifest.write(
-            out / FILE,
+            out / contents.REPORT,
             None,
             facts=DeviceReport(
                 **doctor.about(),
@@ -103,7 +104,7 @@ def run(
                 second_builds={engine.name: engine.facts.second for engine in engines if engine.facts.second},
                 data=proven.data,
                 gate=proven.gate,
-                warnings=timed.warnings,
+                warnings=bench.unreliable(timed.warnings, timed.unstable),
                 rows=[_deployed(row, timed.rows) for row in proven.rows],
             ),
             parents=[*forms, *engines, verification, latency],
@@ -136,10 +137,13 @@ def shipped(release: Path) -> list[Artifact]:
     return forms
 
 
-def _timings(release: Path, out: Path) -> Path:
-    """Return the folder of kernels' timings, one file a GPU and version; those of the release are a start."""
+def _timings(checked: Path | None, out: Path) -> Path:
+    """Return the folder of kernels' timings, one file a GPU and version; those of a checked release are a start.
+
+    TensorRT parses them, so those that lie beside mere files, and are on no record, are left alone.
+    """
     folder = out / files.TIMINGS
-    for path in (release / files.TIMINGS).glob("*.timings"):
+    for path in (checked / files.TIMINGS).glob("*.timings") if checked else ():
         if not (folder / path.name).exists():
             disk.save(folder / path.name, path.read_bytes())
     return folder
@@ -197,5 +201,5 @@ def show(report: Artifact) -> None:
     for name, second in (facts.second_builds or {}).items():
         console.result(f"{name}, built a second time: {second}")
     for warning in facts.warnings:
-        console.say(f"unreliable measurement: {warning}")
+        console.say(warning)
     console.result("passed" if facts.passed else "failed: " + "; ".join(facts.failures))

@@ -89,7 +89,7 @@ def summary(facts: Here) -> dict[str, str]:
     return {
         "processor": f"{about.processor}, {about.cores} cores, {about.architecture}, {about.system}",
         "Python": about.python or "?",
-        "Jetson": f"{board.model}, JetPack {board.jetpack or '?'}, {board.release}" if board else "no",
+        "Jetson": f"{board}, {board.release}" if board else "no",
         "GPU": f"{gpu.name}, compute capability {gpu.capability}, CUDA {gpu.driver}" if gpu else "none",
         **{name: version if version[0].isdigit() else "no" for name, version in facts.tensorrt.items()},
         "ONNX Runtime": f"{ort.version}, {', '.join(ort.providers)}" if ort else "no",

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +16,13 @@ import msgspec
 from msgspec import Meta
 
 from pipeline import console
+from pipeline.data.sources import TORCHVISION
 from pipeline.device import ssh, wheels
 from pipeline.device.board import Parcel, ask, expect_fit, install, put, short
 from pipeline.device.ssh import Board
 from pipeline.errors import CheckFailed, PipelineError, UsageError, reason
-from pipeline.records import manifest
-from pipeline.records.facts import Digests, Sha256
+from pipeline.records import disk, manifest
+from pipeline.records.facts import UNPRINTED, Digests, Sha256
 from pipeline.records.manifest import Artifact
 from pipeline.records.releases import Boards
 from pipeline.release import files
@@ -31,6 +31,8 @@ from pipeline.tensorrt import bindings as library
 
 DEPLOY = 'export XDG_CACHE_HOME="$PWD/cache"; python=$1; shift; exec "$python" -m pipeline deploy "$@"'
 CLEAN = 'cd && rm -rf "$1" && { rmdir "${1%/*}" 2>/dev/null; true; }'  # and the folder above, if that leaves it empty
+CAT = 'exec cat "$1"'
+TIMED = rf"^[^/\\.{UNPRINTED}][^/\\{UNPRINTED}]*\.timings$"  # the names of files with kernels' timings
 
 
 class Reported(msgspec.Struct, frozen=True):
@@ -63,10 +65,11 @@ def run(
         _expect_replaceable(target)
     sent = [Parcel.of("release", release)]
     options = dict(options)
-    if (data := options["data"]) and Path(data).is_file() and not data.endswith(".npz"):
-        raise UsageError(f"--data {data}: for a board, expected an .npz or a folder")
-    if data and Path(data).exists():
-        sent.append(Parcel.of("data", Path(data)))
+    if (data := options["data"]) and data != "mnist":
+        path = Path(data)
+        if data.startswith(TORCHVISION) or not (path.is_dir() or (path.suffix == ".npz" and path.is_file())):
+            raise UsageError(f"--data {data}: for a board, expected mnist, an .npz or a folder")
+        sent.append(Parcel.of("data", path))
         options["data"] = sent[1].path
     elif offline and (data or not (release / files.TEST_SET).is_file()):
         raise UsageError("--offline: expected a release with its test set, or --data with a file or a folder")
@@ -75,11 +78,11 @@ def run(
         try:
             with ssh.connected(host, config) as board, _left_clean(board, clean):
                 reports[host] = _deployed(board, sent, forms, target, offline, options)
-        except PipelineError as error:
+        except (PipelineError, OSError) as error:
             if len(hosts) == 1:
                 raise
-            console.say(str(error))
-            failures.append(str(error))
+            failures.append(f"{host}: {str(error).removeprefix(f'{host}: ')}")
+            console.say(failures[-1])
     if len(hosts) == 1:
         return reports[hosts[0]]
     failures += [f"{host}: {why}" for host, report in reports.items() for why in report.facts.failures]
@@ -125,28 +128,26 @@ def _words(options: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _brought(board: Board, out: str, reported: Reported, forms: Sequence[Artifact], target: Path) -> Artifact:
-    """Bring the report, its parents and their records into `target`. CheckFailed for what isn't as it was reported."""
+    """Bring the report, its parents and their records into `target`, and kernels' timings, which are on no record.
+
+    Raises CheckFailed for what isn't as it was reported.
+    """
     name = Path(reported.path).name
     digests = {name: reported.sha256, **reported.parents}
     for form in forms:
         _expect(board, form.name, form.sha256, digests.pop(form.name, "none"))
-    scratch = target.with_name(f".{target.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    part = scratch / target.name
-    part.mkdir(parents=True)
-    try:
+    with files.replaced(target) as part:
         for each in (*digests, manifest.FILE):
-            content = board.call(f"bringing {each} back", 'exec cat "$1"', f"{out}/{each}")
+            content = board.call(f"bringing {each} back", CAT, f"{out}/{each}")
             if each in digests:
                 _expect(board, each, digests[each], hashlib.sha256(content).hexdigest())
             (part / each).write_bytes(content)
         # Of the board's records those of these files: its folder may have others of an earlier time.
         (part / manifest.FILE).write_bytes(manifest.packed([manifest.read(part / each) for each in digests]))
-        if target.exists():
-            os.replace(target, scratch / "earlier")
-        os.replace(part, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        timings = f"{out}/{files.TIMINGS}"
+        listed = board.call("looking for timings", 'ls "$1" 2>/dev/null || true', timings).decode(errors="replace")
+        for each in re.findall(TIMED, listed, re.MULTILINE):
+            disk.save(part / files.TIMINGS / each, board.call(f"bringing {each} back", CAT, f"{timings}/{each}"))
     return manifest.read(target / name)
 
 
@@ -157,9 +158,12 @@ def _expect(board: Board, name: str, expected: str, received: str) -> None:
 
 def _expect_replaceable(target: Path) -> None:
     """UsageError if a board's folder here has anything but an earlier report, which a new one replaces."""
+    files.put_back(target)
     if target.exists():
-        own = {*manifest.names(target), manifest.FILE}
-        if others := sorted({path.name for path in target.iterdir()} - own):
+        own = {*manifest.names(target), manifest.FILE, files.TIMINGS}
+        names = {path.name for path in target.iterdir()}
+        names |= {path.name for path in (target / files.TIMINGS).glob("*") if path.suffix != ".timings"}
+        if others := sorted(names - own):
             raise UsageError(
                 f"{target}: has {others[0]}, which a new report would remove: move it or give another --out"
             )
@@ -170,9 +174,9 @@ def _left_clean(board: Board, clean: bool) -> Iterator[None]:
     """Afterwards, remove what was put on the board, or say where it is."""
     try:
         yield
-    except PipelineError:
+    except (PipelineError, OSError):
         if clean:
-            with contextlib.suppress(PipelineError):  # of two errors, the first tells more
+            with contextlib.suppress(PipelineError, OSError):  # of two errors, the first tells more
                 _clean(board)
         raise
     if clean:
@@ -186,21 +190,24 @@ def _clean(board: Board) -> None:
     board.say(f"removed ~/{ssh.ROOT}")
 
 
-def show(made: Artifact) -> None:
-    """Print one row a board and form."""
+def show(report: Artifact) -> None:
+    """Print one row a board and form, and what stands in the way of believing it."""
     headers = ["board", "form", "runs as", "accuracy", "batch", "p50 µs", "p90 µs", "p99 µs", "passed"]
     rows = []
-    for host, report in made.facts.boards.items():
-        for row in report.rows:
-            timed = row.latency[0] if row.latency else None
+    for host, facts in report.facts.boards.items():
+        for row in facts.rows:
+            timed = row.smallest
             times = [timed.microseconds.get(name) if timed else None for name in ("p50", "p90", "p99")]
             cells = [host, row.form, f"{row.runtime}: {row.arithmetic}", f"{row.accuracy:.2%}"]
             cells += [
                 str(timed.batch) if timed else "–",
                 *map(bench.cell, times),
-                "no" if report.failed_form(row.form) else "yes",
+                "yes" if facts.passes(row) else "no",
             ]
             rows.append(cells)
     console.table(headers, rows, title="boards")
-    for failure in made.facts.failures:
+    for host, facts in report.facts.boards.items():
+        for warning in facts.warnings:
+            console.say(f"{host}: {warning}")
+    for failure in report.facts.failures:
         console.result(f"failed: {failure}")

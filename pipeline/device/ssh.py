@@ -78,8 +78,8 @@ class Board:
         return error(f"{self.host}: {doing} failed: {why}")
 
     def _line(self, script: str, words: tuple[str, ...]) -> list[str]:
-        there = f'umask 077; mkdir -p "${{HOME:?}}/{ROOT}" && cd "$HOME/{ROOT}" || exit 1\n{script}'
-        return [*self.ssh, "--", self.host, shlex.join(["sh", "-c", there, "sh", *words])]
+        in_root = f'umask 077; mkdir -p "${{HOME:?}}/{ROOT}" && cd "$HOME/{ROOT}" || exit 1\n{script}'
+        return [*self.ssh, "--", self.host, shlex.join(["sh", "-c", in_root, "sh", *words])]
 
 
 @contextlib.contextmanager

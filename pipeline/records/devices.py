@@ -53,6 +53,9 @@ class Board(Part, omit_defaults=True, frozen=True):
     rails: dict[Words, Real] = field(default_factory=dict)
     events: dict[Name, Count] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        return f"{self.model or '?'}, JetPack {self.jetpack or '?'}, mode {self.power_mode or '?'}"
+
 
 class OnnxRuntime(Part, frozen=True):
     """An installed ONNX Runtime."""

@@ -67,6 +67,11 @@ class Deployed(Proven, frozen=True):
 
     latency: list[Timed]
 
+    @property
+    def smallest(self) -> Timed | None:
+        """Its latency at the smallest batch size, if it was timed."""
+        return min(self.latency, key=lambda timed: timed.batch, default=None)
+
 
 class DeviceReport(Here, frozen=True):
     """A release in use on a device."""
@@ -79,13 +84,15 @@ class DeviceReport(Here, frozen=True):
     build_seconds: dict[FileName, Amount]
     data: LabelledImages
     gate: Share
-    warnings: list[Words]
+    warnings: Reasons
     rows: Annotated[list[Deployed], Meta(min_length=1)]
     second_builds: dict[FileName, SecondBuild] | None = None
 
-    def failed_form(self, form: str) -> bool:
-        """Whether a failure is about this form."""
-        return any(why.startswith(f"{form} (") for why in self.failures)
+    def passes(self, row: Deployed) -> bool:
+        """Whether no failure is about this row, in its mode or in all, or about the whole test set."""
+        own = f"{row.form} ({row.runtime}: {row.arithmetic})", f"{row.form} ({row.runtime}):"
+        forms = tuple(f"{each.form} (" for each in self.rows)
+        return not any(why.startswith(own) or not why.startswith(forms) for why in self.failures)
 
 
 class Boards(Facts, frozen=True):

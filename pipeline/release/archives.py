@@ -27,14 +27,17 @@ def pack(folder: Path) -> bytes:
     """Pack a folder's files, below the folder's name, into a `.tar.gz`. UsageError if no one could unpack it."""
     size = sum((folder / name).stat().st_size + 2 * tarfile.BLOCKSIZE for name in files.names(folder))
     if size + tarfile.RECORDSIZE > LIMIT:
-        raise UsageError(f"{folder.name}: has {size:,} bytes: expected a release of at most {LIMIT:,}")
+        raise UsageError(f"{folder.name}: has {size:,} bytes: expected at most {LIMIT:,}")
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in files.names(folder):
             content = (folder / name).read_bytes()
             member = tarfile.TarInfo(f"{folder.name}/{name}")
             member.size, member.mode = len(content), 0o644
-            archive.addfile(member, io.BytesIO(content))
+            try:
+                archive.addfile(member, io.BytesIO(content))
+            except ValueError as error:  # a name that is too long
+                raise UsageError(f"{folder.name}/{name}: can't be packed: {reason(error)}") from error
     return gzip.compress(packed.getvalue(), mtime=0)
 
 

@@ -6,7 +6,7 @@ was made for other bytes) are listed, expected and received. They name no folder
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,12 +73,16 @@ def gather(folder: Path) -> Contents:
     return contents
 
 
-def boards(folders: Iterable[Path], forms: list[Artifact]) -> dict[str, Artifact]:
+def boards(folders: Sequence[Path], forms: list[Artifact]) -> dict[str, Artifact]:
     """Read the reports that `deploy` left in folders, by the folders' names.
 
-    Raises UsageError for a folder without one, CheckFailed if a report was altered or is about other bytes.
+    Raises UsageError for a folder without one and for two of one name, CheckFailed if a report was altered or is about
+    other bytes.
     """
-    reports = {folder.resolve().name: manifest.read(folder / REPORT) for folder in folders}
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        raise UsageError(f"--board: expected folders of different names, received {', '.join(map(str, folders))}")
+    reports = {name: manifest.read(folder / REPORT) for name, folder in zip(names, folders, strict=True)}
     for name, report in reports.items():
         for form in forms:
             if report.parents.get(form.name, form.sha256) != form.sha256:

@@ -16,7 +16,7 @@ from pipeline.records import disk, manifest
 
 SUMS, SIGNATURE, ABOUT, TEST_SET = "SHA256SUMS", "model.sig", "release.json", "test-set.npz"
 TIMINGS = "timings"  # folder of files that TensorRT's builder makes, one a GPU and version
-EARLIER = "earlier"  # an earlier release, while it is being replaced
+EARLIER = "earlier"  # an earlier folder, while it is being replaced
 # What others add to a release's folder, and no part of it: a model hub and its client, and desktops showing a folder.
 HUBS = (".git", ".gitattributes", ".cache/huggingface", ".huggingface")
 DESKTOPS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini")
@@ -36,8 +36,7 @@ def names(folder: Path) -> list[str]:
         linked = path.is_symlink() and not _into_hubs_cache(path, folder)
         if linked or not (path.is_file() or path.is_dir()):
             raise CheckFailed(
-                f"{path}: is a link or no plain file: expected only plain files in a release; `cp -rL` makes a copy "
-                "without links"
+                f"{path}: is a link or no plain file: expected plain files only; `cp -rL` makes a copy without links"
             )
         if path.is_file():
             own.append(name.as_posix())
@@ -119,26 +118,33 @@ def check(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def staged(folder: Path, contents: Mapping[str, bytes]) -> Iterator[Path]:
-    """Write a release with its SHA256SUMS elsewhere and yield it, to be signed; then put it in an earlier one's place.
-
-    After a failure or a kill there is either the earlier release or this one.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _scratch(folder)
-    part = scratch / folder.name  # signatures contain the folder's name
-    try:
-        _put_back(folder)
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
+    """Write a release with its SHA256SUMS and yield it, to be signed; then put it in an earlier one's place."""
+    with replaced(folder) as part:
         for name, content in contents.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             (part / name).write_bytes(content)
         (part / SUMS).write_bytes(sums(digests(part)))
         yield part
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder elsewhere, to be filled; then put it in the place of an earlier `folder`.
+
+    After a failure or a kill there is either the earlier folder or the new one, once `put_back` was called.
+    """
+    scratch = _scratch(folder)
+    part = scratch / folder.name  # signatures contain the folder's name
+    try:
+        put_back(folder)
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed
+        part.mkdir(parents=True)
+        yield part
         if folder.exists():
             os.replace(folder, scratch / EARLIER)
         os.replace(part, folder)
     finally:
-        _put_back(folder)
+        put_back(folder)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -146,15 +152,15 @@ def _scratch(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.part")
 
 
-def _put_back(folder: Path) -> None:
-    """Restore an earlier release if a failure or a kill came between its removal and the next one's arrival."""
+def put_back(folder: Path) -> None:
+    """Restore an earlier folder if a failure or a kill came between its removal and the next one's arrival."""
     if (_scratch(folder) / EARLIER).is_dir() and not folder.exists():
         os.replace(_scratch(folder) / EARLIER, folder)
 
 
 def expect_free(folder: Path, archive: Path, *, signed: bool) -> None:
     """UsageError if a release here would replace anything but an earlier one, or a signed one by an unsigned one."""
-    _put_back(folder)
+    put_back(folder)
     remedy = "move it or give another --out"
     if archive.exists() and not (archive.is_file() and manifest.claimed_kind(archive) == "release"):
         raise UsageError(f"{archive}: exists and was not made by `pipeline ship`: {remedy}")

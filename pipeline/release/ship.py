@@ -59,8 +59,9 @@ def run(
     installs.require("ship", (*NEEDS, *(signing.NEEDS if signed else ())))
     if sign_key and sigstore:
         raise UsageError("--sign-key, --sigstore: expected at most one of them")
-    if timings and format == "triton":
-        raise UsageError("--timings: a Triton repository has no place for them: expected --format folder")
+    if format == "triton" and (timings or board):
+        option = "--timings" if timings else "--board"
+        raise UsageError(f"{option}: a Triton repository has no place for them: expected --format folder")
     timed = {f"{files.TIMINGS}/{path.name}": path for path in sorted(timings.glob("*.timings"))} if timings else {}
     if timings and not timed:
         raise UsageError(

@@ -93,7 +93,7 @@ def run(
             trtexec=_beside(rows, theirs),
             idle=conditions.idle,
             warm_up_seconds=conditions.warm_up,
-            failures=_unreliable(conditions.warnings, unstable) if strict else [],
+            failures=unreliable(conditions.warnings, unstable) if strict else [],
         ),
         parents=forms,
         options=options(
@@ -124,7 +124,7 @@ def options(*_: Artifact, provider: str, no_cuda_graph: bool, strict: bool = Fal
     return chosen | {name: True for name, value in flags.items() if value}
 
 
-def _unreliable(warnings: Sequence[str], unstable: Sequence[str]) -> list[str]:
+def unreliable(warnings: Sequence[str], unstable: Sequence[str]) -> list[str]:
     """Return what stands against believing the figures, a line each."""
     lines = [f"unreliable measurement: {reason}" for reason in warnings]
     if unstable:
@@ -157,9 +157,9 @@ def _beside(rows: list[Timed], theirs: dict[tuple[str, int], dict[str, float]]) 
     ]
 
 
-def cell(value: float | None) -> str:
+def cell(value: float | None, digits: int = 1) -> str:
     """Write a figure for a table; – for one that wasn't measured."""
-    return "–" if value is None else f"{value:.1f}"
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def measured(headers: Sequence[str], rows: Sequence[Sequence[str]], *optional: str) -> list[list[str]]:
@@ -214,14 +214,13 @@ def show(latency: Artifact) -> None:
         console.table(headers, peers, title=f"microseconds by trtexec {' '.join(facts.trtexec[0].flags)}")
         console.result(trtexec.INCLUDES)
     if facts.board:
-        board = facts.board[0]
-        console.result(f"{board.model}, JetPack {board.jetpack or '?'}, mode {board.power_mode or '?'}")
+        console.result(str(facts.board[0]))
         if facts.idle:
             idle = ", ".join(f"{name} {watts:.2f} W" for name, watts in facts.idle.items())
             console.result(f"mJ/image is above idle ({idle}), of the rail that feeds the others, or of all together")
         if facts.warm_up_seconds:
             console.result(f"warmed up for {facts.warm_up_seconds:.0f} s")
-    for line in [] if facts.failures else _unreliable(facts.warnings, facts.unstable):
+    for line in [] if facts.failures else unreliable(facts.warnings, facts.unstable):
         console.say(line)
     if facts.quick:
         console.say("quick: not MLPerf-style: too few requests to publish, and no early-stopping estimates")

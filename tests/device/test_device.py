@@ -13,8 +13,10 @@ from PIL import Image
 from pipeline import commands, runtimes
 from pipeline.device import deploy, doctor
 from pipeline.errors import CheckFailed
+from pipeline.measure import timing
 from pipeline.records import disk, manifest
 from pipeline.records.forms import EngineLayer
+from pipeline.records.releases import Boards
 from pipeline.release import archives, ship, verify_release
 from pipeline.stages import bench
 from pipeline.tensorrt import bindings as library
@@ -109,6 +111,7 @@ def test_timings_travel_with_a_release_to_the_next_device_of_the_kind(release, d
     made = ship.run(release, out=tmp_path, timings=left)
     assert verify_release.run(made.path).facts.verified
     with archives.opened(made.path) as folder:
+        assert not deploy._timings(None, tmp_path / "next").exists()  # of mere files, which nobody checked
         assert [path.name for path in deploy._timings(folder, tmp_path / "next").iterdir()] == [
             next(left.iterdir()).name
         ]
@@ -117,8 +120,47 @@ def test_timings_travel_with_a_release_to_the_next_device_of_the_kind(release, d
     assert next((tmp_path / "next/timings").iterdir()).read_bytes() == b"its own"
     error = one_line(command("ship", release, "--out", tmp_path, "--timings", tmp_path), 2)
     assert "expected files *.timings" in error
-    line = ["ship", release, "--out", tmp_path, "--timings", left, "--format", "triton"]
-    assert "has no place for them" in one_line(command(*line), 2)
+    line = ["ship", release, "--out", tmp_path, "--format", "triton"]
+    for option in ("--timings", "--board"):
+        assert f"{option}: a Triton repository has no place for them" in one_line(command(*line, option, left), 2)
+
+
+def test_mere_files_bring_no_timings(release, few, tmp_path, monkeypatch):
+    """They are on no record, and TensorRT would parse them."""
+    folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
+    (folder / "timings").mkdir()
+    (folder / "timings/tensorrt-10.3.0-Orin-sm87.timings").write_bytes(b"from anywhere")
+    deploy.run(folder, out=tmp_path / "out", data=str(few), runtime="none", gate=0.8, quick=True, batch=(1,))
+    assert not (tmp_path / "out/timings").exists()
+
+
+def test_figures_to_doubt_are_told_with_the_report_and_by_board(release, few, tmp_path, monkeypatch, capsys):
+    measure = timing.measure
+
+    def unlocked(*given, **options):
+        conditions = measure(*given, **options)
+        conditions.warnings.append("GPU clock is not locked")
+        return conditions
+
+    monkeypatch.setattr(timing, "measure", unlocked)
+    monkeypatch.setattr(timing, "UNSTABLE", -1)
+    form = release / "mnist_cnn.onnx"
+    report = deploy.run(form, out=tmp_path, data=str(few), runtime="none", gate=0.8, quick=True, batch=(8, 1))
+    assert len(report.facts.warnings) == 2
+    (row,) = report.facts.rows
+    assert [each.batch for each in row.latency] == [8, 1] and row.smallest is row.latency[1]
+    capsys.readouterr()
+    both = {"orin": report.facts, "xavier": report.facts}
+    for shown, start in (
+        (report, ""),
+        (manifest.write(None, None, facts=Boards(boards=both, failures=[])), "xavier: "),
+    ):
+        deploy.show(shown)
+        told = capsys.readouterr()
+        assert f"{start}unreliable measurement: GPU clock" in told.err
+        assert f"{start}unstable: throughput varied by over" in told.err and "mnist_cnn.onnx at batch 1" in told.err
+    cells = next(line.split() for line in told.out.splitlines() if "xavier" in line)
+    assert f"{row.latency[1].microseconds['p50']:.1f}" in cells and "8" not in cells
 
 
 def test_a_form_that_fails_fails_the_deployment_and_is_reported(chain, few, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from pipeline.records import disk, manifest
 from pipeline.records.releases import Boards
 from tests import arm64
 from tests.support import command, one_line
+from tests.support.releases import snapshot
 from tests.support.sshd import Server
 
 REPORTS = {"chain.json", "device-report.json", "latency.json", "verification.json"}
@@ -116,8 +119,10 @@ def test_a_form_that_fails_there_fails_here_and_its_report_comes_back(on, tmp_pa
     assert "has notes.txt, which a new report would remove" in one_line(on(), 2)
 
 
-def test_an_error_there_is_one_line_here(on):
-    assert "board: deploying failed: " in one_line(on("--data", "no-such-set"), 2)
+def test_an_error_there_is_one_line_here(on, tmp_path):
+    (tmp_path / "damaged.npz").write_bytes(b"")
+    error = one_line(on("--data", tmp_path / "damaged.npz"), 2)
+    assert "board: deploying failed: " in error and "expected an .npz with uint8 `images`" in error
 
 
 def test_the_wrong_host_key_is_one_line(board, on):
@@ -154,7 +159,7 @@ def test_an_unreachable_board_is_one_line_and_the_others_are_deployed_on(board, 
 @pytest.mark.parametrize("runtime", ["auto", "tensorrt"])
 def test_a_board_without_tensorrt_is_one_line(board, on, runtime):
     error = one_line(on(options=["--runtime", runtime]), 2)
-    assert "board: no TensorRT that its python3 can import: expected TensorRT 10 or later, as in JetPack 6.1" in error
+    assert "board: no TensorRT that its python3 can import: expected TensorRT 10 and CUDA 12 or later, as in " in error
     assert "--runtime none deploys without engines" in error
     assert not list((board.home / ssh.ROOT).glob("*.part"))
 
@@ -172,6 +177,7 @@ def about(**other: object) -> boards.About:
         ({"venv": False}, "sudo apt install python3-venv"),
         ({"tensorrt": "8.6.2"}, "TensorRT 8.6.2, without strongly typed networks"),
         ({"cuda": None}, "no CUDA driver"),
+        ({"cuda": 11}, "CUDA 11, too old for cuda-bindings: expected TensorRT 10 and CUDA 12 or later"),
         ({"free": 1 << 20}, "disk full: expected "),
     ],
 )
@@ -180,6 +186,13 @@ def test_a_board_that_lacks_something_is_refused_before_anything_is_copied(other
     boards.expect_fit(reached, about(), "auto", "venv", [])
     with pytest.raises(UsageError, match=expected):
         boards.expect_fit(reached, about(**other), "auto", "venv", [])
+
+
+@pytest.mark.parametrize("other", [{"tensorrt": None}, {"cuda": 11}])
+def test_tensorrt_rtx_is_not_looked_for_in_jetpack(other):
+    with pytest.raises(UsageError, match=r"expected tensorrt-rtx \(x86-64\) and CUDA 12 or later, there") as refused:
+        boards.expect_fit(ssh.Board("desk", ()), about(**other), "tensorrt-rtx", "venv", [])
+    assert "jetpack" not in str(refused.value).lower()
 
 
 def test_a_report_comes_back_and_the_board_is_left_clean(board, on, release, tmp_path, capsys):
@@ -227,11 +240,97 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_of_it_counts(board, on):
         (["--on", "-oProxyCommand=touch x"], "expected user@board"),
         (["--on", "a@board", "--on", "b@board"], "expected boards of different names"),
         (["--on", "board", "--offline"], "--offline: expected a release with its test set"),
-        (["--on", "board", "--data", "README.md"], "--data README.md: for a board, expected an .npz or a folder"),
+        (
+            ["--on", "board", "--data", "README.md"],
+            "--data README.md: for a board, expected mnist, an .npz or a folder",
+        ),
+        (["--on", "board", "--data", "torchvision:MNIST"], "--data torchvision:MNIST: for a board, expected mnist"),
+        (["--on", "board", "--data", "no-such-set"], "--data no-such-set: for a board, expected mnist"),
     ],
 )
 def test_wrong_use_is_one_line(release, tmp_path, more, expected):
     assert expected in one_line(command("deploy", release, "--out", tmp_path / "device", *more), 2)
+
+
+class Local(ssh.Board):
+    """A board whose scripts run here."""
+
+    def _line(self, script: str, words: tuple[str, ...]) -> list[str]:
+        return ["sh", "-c", script, "sh", *words]
+
+
+@pytest.fixture
+def connected(monkeypatch):
+    """Reach any board at once, and nothing of it."""
+    monkeypatch.setattr(ssh, "connected", lambda host, _: contextlib.nullcontext(Local(host, ())))
+
+
+OPTIONS = {"out": Path("device"), "offline": False, "clean": True, "config": None}
+
+
+def test_a_report_that_fails_to_arrive_leaves_the_earlier_one(release, few, tmp_path, monkeypatch):
+    """Failed or killed, at the latest moment: after the earlier one was put aside."""
+    there, target, move = tmp_path / "there", tmp_path / "device/board", os.replace
+    made = deploy.run(release / "mnist_cnn.onnx", out=there, data=str(few), runtime="none", gate=0.8, quick=True)
+    (there / "timings").mkdir()
+    for name in ("tensorrt-10.3.0-Orin-sm87.timings", "notes.txt"):
+        (there / "timings" / name).write_text("its own")
+    reported = remote.Reported(str(made.path), made.sha256, made.parents)
+    forms = deploy.shipped(release / "mnist_cnn.onnx")
+
+    def bring() -> None:
+        remote._expect_replaceable(target)
+        remote._brought(Local("board", ()), str(there), reported, forms, target)
+
+    def failing(source, destination):
+        if Path(destination) == target and Path(source).name == target.name:
+            raise OSError(5, "Input/output error")
+        move(source, destination)
+
+    bring()
+    before = snapshot(target)
+    assert {path.relative_to(target).as_posix() for path in before} == {
+        *REPORTS,
+        "timings/tensorrt-10.3.0-Orin-sm87.timings",
+    }
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output"):
+        patched.setattr(os, "replace", failing)
+        bring()
+    assert snapshot(target) == before and [path.name for path in target.parent.iterdir()] == ["board"]
+    (target.parent / ".board.part").mkdir()
+    target.rename(target.parent / ".board.part/earlier")
+    remote._expect_replaceable(target)
+    assert snapshot(target) == before
+    bring()
+    (target / "timings/mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"has mine\.txt, which a new report would remove"):
+        bring()
+
+
+def test_an_error_of_this_machine_keeps_no_other_board_from_its_turn_and_all_are_left_clean(
+    connected, release, monkeypatch
+):
+    cleaned = []
+
+    def full(board: ssh.Board, *_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remote, "_deployed", full)
+    monkeypatch.setattr(remote, "_clean", lambda board: cleaned.append(board.host))
+    made = remote.run(release, [], ["orin", "xavier"], options={"data": None}, **OPTIONS)
+    assert made.facts.failures == [f"{host}: [Errno 28] No space left on device" for host in cleaned]
+    assert cleaned == ["orin", "xavier"]
+
+
+def test_the_set_called_mnist_is_meant_even_beside_a_folder_of_that_name(connected, release, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mnist").mkdir()
+    given = []
+    monkeypatch.setattr(remote, "_deployed", lambda *words: given.append((len(words[1]), words[-1]["data"])))
+    monkeypatch.setattr(remote, "_clean", lambda _: None)
+    for data in ("mnist", "./mnist"):
+        remote.run(release, [], ["orin"], options={"data": data}, **OPTIONS)
+    assert given[0] == (1, "mnist") and given[1][0] == 2 and given[1][1].startswith("data-")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -128,7 +129,9 @@ def test_boards_stand_side_by_side_and_one_with_other_files_is_refused(release, 
     (timed,) = row.latency
     p99 = Estimate(percent=99.0, confidence=0.99, needed=662, made=700, discarded=0, microseconds=1234.0)
     better = msgspec.structs.replace(timed, estimates=[p99], millijoules_per_image=0.75)
-    rows = [msgspec.structs.replace(row, latency=[better]), *others]
+    eight = msgspec.structs.replace(timed, batch=8, microseconds={"p50": 8888.0})
+    row = msgspec.structs.replace(row, latency=[eight, better])
+    rows = [row, msgspec.structs.replace(row, arithmetic=f"{row.arithmetic}, zero copy"), *others]
     orin = Board(
         model="NVIDIA Jetson Orin Nano", release=None, jetpack="6.2.1", power_mode="MAXN_SUPER", gpu_mhz={},
         pinned=True, temperatures={}, throttling=[], watts=None,
@@ -143,9 +146,19 @@ def test_boards_stand_side_by_side_and_one_with_other_files_is_refused(release, 
     text = (tmp_path / "release" / NAME / "report.html").read_text()
     section = re.search(r'<section id="boards">.*?</section>', text, re.DOTALL)[0]
     assert "Orin Nano, JetPack 6.2.1, mode MAXN_SUPER" in section and "1234*" in section and ">0.75<" in section
-    forms = len({each.form for each in made.facts.rows if each.form == row.form})
-    assert section.count(">no<") == sum(each.form == row.form for each in rows) >= forms
-    assert section.count(">yes<") == 2 * len(rows) - section.count(">no<") and f"orin: {failure}" in section
+    assert '<td class="n">1</td><td class="n">' in section and "8888" not in section
+    assert section.count(">no<") == 1 and section.count(">yes<") == 2 * len(rows) - 2
+    assert f"orin: {failure}" in section
+    same = f"{row.form} ({row.runtime}): gives the same logits whatever the image"
+    assert [msgspec.structs.replace(facts, failures=[same]).passes(each) for each in rows] == [
+        (each.form, each.runtime) != (row.form, row.runtime) for each in rows
+    ]
+    whole = msgspec.structs.replace(facts, failures=["few.npz: 2 of 500 images are in it more than once"])
+    assert not any(whole.passes(each) for each in rows)
+    (tmp_path / "other").mkdir()
+    shutil.copytree(tmp_path / "orin", tmp_path / "other/orin")
+    line = ["ship", release, "--out", tmp_path / "no", "--board", tmp_path / "orin", "--board", tmp_path / "other/orin"]
+    assert "--board: expected folders of different names" in one_line(command(*line), 2)
     parents = {**made.parents, "mnist_cnn.onnx": "0" * 64}
     manifest.write(tmp_path / "orin/device-report.json", None, facts=facts, parents=parents)
     error = one_line(command("ship", release, "--out", tmp_path / "no", "--board", tmp_path / "orin"), 1)

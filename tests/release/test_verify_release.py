@@ -269,8 +269,14 @@ def test_an_archive_writes_nothing_outside(tmp_path, content, monkeypatch):
 
 def test_a_release_too_large_to_unpack_is_not_packed(shipped, monkeypatch):
     monkeypatch.setattr(archives, "LIMIT", 1 << 16)
-    with pytest.raises(UsageError, match="expected a release of at most 65,536"):
+    with pytest.raises(UsageError, match="expected at most 65,536"):
         archives.pack(shipped / NAME)
+
+
+def test_a_name_too_long_to_be_packed_is_named(tmp_path):
+    (tmp_path / ("a" * 150)).write_text("")
+    with pytest.raises(UsageError, match=r"/a{150}: can't be packed: name is too long"):
+        archives.pack(tmp_path)
 
 
 def test_an_archive_is_named_not_where_it_was_unpacked(shipped, copy, tmp_path):

@@ -14,11 +14,11 @@ from pipeline.data.imagesets import ImageSet
 from pipeline.errors import CheckFailed, reason
 from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
-from pipeline.records.releases import Deployed, DeviceReport
+from pipeline.records.releases import Deployed
 from pipeline.records.reports import Timed
 from pipeline.release.contents import Contents, sources
 from pipeline.release.report import charts
-from pipeline.stages import train
+from pipeline.stages import bench, train
 
 SHOWN = 200  # misclassified images: a page has to load
 HUBS = {"mnist": "ylecun/mnist"}  # a data set's name on Hugging Face
@@ -51,7 +51,6 @@ def report(contents: Contents, split: ImageSet, measured: dict[str, Any], code: 
         images={row["index"]: _png(split.images[row["index"]]) for row in measured["mistakes"][:SHOWN]},
         code=code,
         charts=drawn,
-        machine=_machine,
         times=_times,
     )
 
@@ -82,26 +81,18 @@ def _render(template: str, contents: Contents, **values: Any) -> bytes:
     return page.encode()
 
 
-def _machine(report: DeviceReport) -> str:
-    """What a report was made on, in a line."""
-    board = report.jetson
-    if not board:
-        return report.machine.processor
-    return f"{board.model}, JetPack {board.jetpack or '?'}, mode {board.power_mode or '?'}"
-
-
 def _times(row: Deployed) -> list[str]:
-    """p50, p90, p99, the GPU's p50 in microseconds, and millijoules an image; – for what was not measured."""
-    if not row.latency:
-        return ["–"] * 5
-    timed = row.latency[0]
+    """Batch, p50, p90, p99, the GPU's p50 in microseconds, and millijoules an image; – for what was not measured."""
+    timed = row.smallest
+    if not timed:
+        return ["–"] * 6
     estimates = {f"p{each.percent:g}": each.microseconds for each in timed.estimates}
-    cells = []
+    cells = [str(timed.batch)]
     for name in ("p50", "p90", "p99"):
-        estimate, plain = estimates.get(name), timed.microseconds.get(name)
-        cells.append(f"{estimate:.0f}*" if estimate is not None else "–" if plain is None else f"{plain:.0f}")
-    gpu, joules = (timed.gpu_microseconds or {}).get("p50"), timed.millijoules_per_image
-    return [*cells, "–" if gpu is None else f"{gpu:.0f}", "–" if joules is None else f"{joules:.2f}"]
+        estimate = estimates.get(name)
+        cells.append(bench.cell(timed.microseconds.get(name), 0) if estimate is None else f"{estimate:.0f}*")
+    gpu = (timed.gpu_microseconds or {}).get("p50")
+    return [*cells, bench.cell(gpu, 0), bench.cell(timed.millijoules_per_image, 2)]
 
 
 def _latency_rows(latency: Artifact) -> list[Timed]:
