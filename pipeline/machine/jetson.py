@@ -99,8 +99,9 @@ def _zones(pattern: str, file: str, unit: int) -> dict[str, float]:
 
 
 def _top_mode() -> tuple[str, str]:
-    """Return number and name of the power mode that limits least: MAXN_SUPER, MAXN, or where there is neither the one
-    of most watts. An Orin Nano, with JetPack 6.2 too, has 15W as number 0.
+    """Return number and name of the power mode that limits least: MAXN_SUPER, MAXN, or else that of the most watts.
+
+    Its number is not always 0: an Orin Nano with JetPack 6.2 has 15W there, and MAXN_SUPER as 2.
     """
     modes = re.findall(r"POWER_MODEL ID=(\d+) NAME=(\S+)", system.text("etc/nvpmodel.conf") or "")
 

@@ -25,7 +25,7 @@ def find() -> str | None:
 
 
 def run(program: str, form: Artifact, shape: str) -> dict[str, float]:
-    """Time an engine, `form`, for an input of a shape such as `images:8x1x28x28`; return percentiles of the GPU's microseconds.
+    """Time an engine for an input of a shape such as `images:8x1x28x28`; return percentiles of the GPU's microseconds.
 
     Raises CheckFailed, with trtexec's own words, if it fails or prints no such time.
     """
