@@ -184,6 +184,11 @@ def test_status_sees_an_altered_history(folder):
         (["--opset", "17"], "--opset 17: expected 18"),
         (["--headroom", "0"], "--headroom 0: expected 1"),
         (["--batch", "0"], "expected --batch and --threads of at least 1"),
+        (["--opt-batch", "0"], "1 <= --opt-batch <= --max-batch"),
+        (
+            ["--twice", "--runtime", "tensorrt-rtx", "--target", "sm1"],
+            "--twice: compares two engines' answers on a GPU",
+        ),
     ],
 )
 def test_options_of_later_stages_are_refused_before_the_training(few, tmp_path, wrong, said):

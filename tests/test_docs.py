@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from pipeline.device import deploy
-from pipeline.machine import jetson
+from pipeline.machine import jetson, system
 from pipeline.records import manifest
 from pipeline.records.devices import Board
 from pipeline.release import ship
@@ -134,7 +134,12 @@ def test_a_good_and_a_bad_report_look_as_the_page_says(device, chain, few, tmp_p
         assert "unreliable" not in said.err
 
 
-def test_a_bad_measurement_is_told_as_the_page_says():
+def test_a_bad_measurement_is_told_as_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(system, "ROOT", tmp_path)
+    (tmp_path / "etc").mkdir()
+    modes = ("15W", "25W", "MAXN_SUPER", "7W")  # of an Orin Nano with JetPack 6.2
+    conf = "\n".join(f"< POWER_MODEL ID={number} NAME={name} >" for number, name in enumerate(modes))
+    (tmp_path / "etc/nvpmodel.conf").write_text(conf)
     bad = {"power_mode": "15W", "gpu_mhz": {"now": 1020.0, "min": 306.0, "max": 1020.0}, "pinned": False}
     bad |= {"temperatures": {"gpu-thermal": 88.0}}
     states = [msgspec.structs.replace(ORIN, **bad, throttling=["gpu-throttle-alert"] * (n < 3)) for n in range(21)]

@@ -122,8 +122,8 @@ def bias_errors(model: ModelProto, limits: Mapping[str, float], images: np.ndarr
     errors = dict.fromkeys(names, np.float64(0))
     with console.progress(len(images), "image", "bias correction") as bar:
         for batch in run.batches(images, 50):
-            found = session.run(None, {session.get_inputs()[0].name: batch})
-            for name, exact, rounded in zip(names, found[::2], found[1::2], strict=True):
+            outputs = session.run(None, {session.get_inputs()[0].name: batch})
+            for name, exact, rounded in zip(names, outputs[::2], outputs[1::2], strict=True):
                 error = (rounded.astype(np.float64) - exact).reshape(*exact.shape[:2], -1)
                 errors[name] = errors[name] + error.mean(2).sum(0) / len(images)
             bar.update(len(batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +20,26 @@ TOLERANCE = 1e-4  # of the largest logit: what the rounding of float32 explains
 
 def session(model: ModelProto, name: str, threads: int | None = None) -> Any:
     """An ONNX Runtime session of a model; `name` is what errors call it. CheckFailed if ONNX Runtime refuses it."""
+    try:
+        return opened(model.SerializeToString(), options(threads))
+    except Exception as error:  # the library's own exceptions share no narrower public base
+        raise CheckFailed(f"{name}: ONNX Runtime can't load it: {reason(error)}") from error
+
+
+def opened(content: bytes, options: Any, providers: Sequence[Any] = ("CPUExecutionProvider",)) -> Any:
+    """An ONNX Runtime session of a serialised model; of a quantised one if need be without the fusions.
+
+    On aarch64, version 1.32 fuses float16 scales into QLinearConv and then refuses its own graph.
+    """
     import onnxruntime
 
     try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options(threads), providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # the library's own exceptions share no narrower public base
-        raise CheckFailed(f"{name}: ONNX Runtime can't load it: {reason(error)}") from error
+        return onnxruntime.InferenceSession(content, options, providers=providers)
+    except Exception:
+        if b"DequantizeLinear" not in content:
+            raise
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        return onnxruntime.InferenceSession(content, options, providers=providers)
 
 
 def options(threads: int | None) -> Any:

@@ -1,6 +1,6 @@
 """The state of a Jetson that latencies measured on it depend on. It is only read, never changed.
 
-It is read from the kernel's files, from `nvpmodel -q` and `dpkg-query`.
+It is read from the kernel's files, from nvpmodel's, from `nvpmodel -q` and `dpkg-query`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,11 @@ def warnings(states: list[Board]) -> list[str]:
     elif not first.pinned:
         speeds = f"{clocks['min']:.0f} to {clocks['max']:.0f} MHz"
         reasons.append(f"GPU clock is not locked ({speeds}); run `sudo jetson_clocks`")
-    if first.power_mode and not first.power_mode.upper().startswith("MAXN"):
-        reasons.append(f"power mode {first.power_mode} limits the clocks; run `sudo nvpmodel -m 0`, then jetson_clocks")
+    number, top = _top_mode()
+    if first.power_mode and first.power_mode != top and not first.power_mode.upper().startswith("MAXN"):
+        reasons.append(
+            f"power mode {first.power_mode} limits the clocks; run `sudo nvpmodel -m {number}`, then jetson_clocks"
+        )
     cool = "let the board cool, or run `sudo jetson_clocks --fan`"
     hottest = max((value for state in states for value in state.temperatures.values()), default=0)
     if hottest >= HOT:
@@ -95,11 +98,25 @@ def _zones(pattern: str, file: str, unit: int) -> dict[str, float]:
     return values
 
 
+def _top_mode() -> tuple[str, str]:
+    """Return number and name of the power mode that limits least: MAXN_SUPER, MAXN, or else that of the most watts.
+
+    Its number is not always 0: an Orin Nano with JetPack 6.2 has 15W there, and MAXN_SUPER as 2.
+    """
+    modes = re.findall(r"POWER_MODEL ID=(\d+) NAME=(\S+)", system.text("etc/nvpmodel.conf") or "")
+
+    def rank(mode: tuple[str, str]) -> tuple[bool, bool, int]:
+        watts = re.search(r"(\d+)W", mode[1])
+        return mode[1].startswith("MAXN"), mode[1] == "MAXN_SUPER", int(watts[1]) if watts else 0
+
+    return max(modes, key=rank, default=("0", "MAXN"))  # where the file can't be read, what most boards have
+
+
 def _events() -> dict[str, int]:
     """Return how often each over-current protection has throttled the clocks since the board was started."""
-    found = {}
+    counts = {}
     for file in sorted((system.ROOT / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")):
         count = system.number(file)
         if count is not None:
-            found[file.name.removesuffix("_event_cnt")] = int(count)
-    return found
+            counts[file.name.removesuffix("_event_cnt")] = int(count)
+    return counts

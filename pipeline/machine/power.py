@@ -12,31 +12,28 @@ from statistics import fmean
 from pipeline.machine import system
 
 INTERVAL = 0.05  # seconds between samples
-SUPPLY = ("VDD_IN", "VIN", "POM_5V_IN")  # rails that feed all others
+SUPPLY = ("VDD_IN", "VIN")  # rails that feed all others
+WITHIN = {"VDDQ_VDD2_1V8AO"}  # of an AGX Orin: by NVIDIA's table of its rails "also included in VIN_SYS_5V0 power"
 
 
 def rails() -> dict[str, float]:
     """Return the watts of every rail by name, from the sensors' files; empty where there are none."""
-    found = {}
-    sensors = "sys/bus/i2c/drivers/ina3221*/*"
-    for label in sorted(system.ROOT.glob(f"{sensors}/hwmon/hwmon*/in*_label")):
+    watts = {}
+    for label in sorted(system.ROOT.glob("sys/bus/i2c/drivers/ina3221*/*/hwmon/hwmon*/in*_label")):
         channel = label.name.removeprefix("in").removesuffix("_label")
         millivolts = system.number(label.with_name(f"in{channel}_input"))
         milliamperes = system.number(label.with_name(f"curr{channel}_input"))
         if (name := system.text(label)) and millivolts is not None and milliamperes is not None:
-            found[name] = millivolts * milliamperes / 1e6
-    for label in sorted(system.ROOT.glob(f"{sensors}/iio:device*/rail_name_*")):  # up to JetPack 4
-        milliwatts = system.number(label.with_name(f"in_power{label.name.removeprefix('rail_name_')}_input"))
-        if (name := system.text(label)) and milliwatts is not None:
-            found[name] = milliwatts / 1e3
-    return {name: watts for name, watts in found.items() if name != "NC"}  # not connected
+            watts[name] = millivolts * milliamperes / 1e6
+    return {name: value for name, value in watts.items() if name != "NC"}  # not connected
 
 
 def total(rails: dict[str, float]) -> float | None:
     """Return the board's power: the rail's that feeds the others, or the sum; None without rails."""
     if not rails:
         return None
-    return next((rails[name] for name in SUPPLY if name in rails), sum(rails.values()))
+    apart = sum(watts for name, watts in rails.items() if name not in WITHIN)
+    return next((rails[name] for name in SUPPLY if name in rails), apart)
 
 
 def mean(samples: list[dict[str, float]]) -> dict[str, float]:
@@ -82,8 +79,8 @@ def _tegrastats() -> subprocess.Popen[str] | None:
 
 
 def _parse(samples: list[dict[str, float]], tegrastats: subprocess.Popen[str]) -> None:
-    """Read lines with such as `VDD_IN 4840mW/4812mW`, now and on average; before JetPack 5 without the unit."""
+    """Read lines with such as `VDD_IN 4840mW/4812mW`, now and on average."""
     for line in tegrastats.stdout or ():
-        found = re.findall(r"(?<!\S)([A-Z]\w*) (\d+)(?:mW)?/\d+(?:mW)?(?!\S)", line)
-        if rails := {name: float(milliwatts) / 1e3 for name, milliwatts in found if name != "NC"}:
+        pairs = re.findall(r"(?<!\S)([A-Z]\w*) (\d+)mW/\d+mW(?!\S)", line)
+        if rails := {name: float(milliwatts) / 1e3 for name, milliwatts in pairs if name != "NC"}:
             samples.append(rails)

@@ -103,7 +103,6 @@ def measure(subjects: list[Subject], *, quick: bool = False) -> Conditions:
     for subject in subjects:
         _warm_up(subject.step)
     if before and not quick:
-        console.say(f"warming up until temperature and times stand still, at most {SOAK[1]:.0f} s")
         _soak(subjects, conditions)
     gc.collect()
     gc.disable()
@@ -154,7 +153,11 @@ def _soak(subjects: list[Subject], conditions: Conditions) -> None:
     """Load the board, subject by subject, until its temperature and, on average, their medians stand still, or warn."""
     apart, most = SOAK
     begun, last, heat = time.perf_counter(), np.full(len(subjects), np.inf), jetson.hottest()
-    while heat is not None and (passed := time.perf_counter() - begun) < most:
+    if heat is None:
+        conditions.warnings.append("temperature can't be read, so the board may not be warm")
+        return
+    console.say(f"warming up until temperature and times stand still, at most {most:.0f} s")
+    while (passed := time.perf_counter() - begun) < most:
         medians = np.zeros(len(subjects))
         while time.perf_counter() - begun < passed + apart:
             medians = np.array([_window(subject.step) for subject in subjects])
@@ -163,10 +166,7 @@ def _soak(subjects: list[Subject], conditions: Conditions) -> None:
         if abs(heat - before) <= DRIFT and abs(float(np.mean(medians / last)) - 1) <= STEADY:
             return
         last = medians
-    if heat is not None:
-        conditions.warnings.append(
-            f"temperature or latency still moved after {most:.0f} s of load; improve the cooling"
-        )
+    conditions.warnings.append(f"temperature or latency still moved after {most:.0f} s of load; improve the cooling")
 
 
 def _power(step: Callable[[], None]) -> tuple[dict[str, float], float]:

@@ -218,3 +218,4 @@ class EngineOptions(Struct, frozen=True):
     hardware_compatible: bool
     targets: Annotated[list[Name], Meta(max_length=100)] | None
     max_batch: Annotated[int, Meta(ge=1, lt=2**31)]
+    dla: Annotated[int, Meta(ge=0, lt=2**31)] | None = None

@@ -140,7 +140,7 @@ class Timed(Row, omit_defaults=True, frozen=True):
             raise ValueError("expected the median, p50")
 
 
-class Speedup(Part, frozen=True):
+class Speedup(Part, omit_defaults=True, frozen=True):
     """How many times faster than the checkpoint: median and quartiles of the rounds' ratios."""
 
     form: FileName
@@ -148,6 +148,7 @@ class Speedup(Part, frozen=True):
     batch: Positive
     median: Amount
     quartiles: Bounds
+    mode: Words = ""
 
 
 class Trtexec(Part, frozen=True):

@@ -66,14 +66,7 @@ class Session(base.Session):
                 optimised = Path(folder) / "optimised.onnx"
                 if mode != "tensorrt":  # compiled parts can't be written as ONNX
                     options.optimized_model_filepath = str(optimised)
-                try:
-                    self._session = onnxruntime.InferenceSession(content, options, providers=chosen)
-                except Exception:
-                    if artifact.kind != "int8" or not self._on_cpu:
-                        raise
-                    # On aarch64, version 1.32 fuses float16 scales into QLinearConv and then refuses its own graph.
-                    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-                    self._session = onnxruntime.InferenceSession(content, options, providers=chosen)
+                self._session = run.opened(content, options, chosen)
                 self.arithmetic = _arithmetic(model.graph, optimised if optimised.exists() else None)
         except Exception as error:  # the library's own exceptions share no narrower public base
             line = " ".join(str(error).split())[:300]  # what is missing stands far behind

@@ -106,8 +106,9 @@ class Session(base.Session):
         options, content = artifact.options, manifest.content(artifact)
         bindings = library.load(options["runtime"])
         self._log, self._graph, self._path = library.logger(bindings), mode != STREAM, artifact.path
-        self._engine = library.engine(self._path, content, bindings, self._log, options["version_compatible"])
+        self._engine = library.engine(self._path, content, bindings, self._log, options)
         self._largest = options["max_batch"]
+        self._least = 1 if options.get("dla") is None else self._largest  # an accelerator takes one size
         self._input = _only(self._engine, bindings.TensorIOMode.INPUT, "UINT8", artifact)
         self._output = _only(self._engine, bindings.TensorIOMode.OUTPUT, "FLOAT", artifact)
         self.arithmetic = f"{artifact.facts.element}, {mode}"
@@ -126,18 +127,19 @@ class Session(base.Session):
         logits = [np.empty((0, *self._output[1]), np.float32)]
         for start in range(0, len(images), self._largest):
             part = images[start : start + self._largest]
-            request = self._request(len(part))
-            request.images[...] = part
+            request = self._request(max(len(part), self._least))
+            request.images[: len(part)] = part
             request.enqueue()
             self._stream.synchronize()
-            logits.append(request.logits.copy())
+            logits.append(request.logits[: len(part)].copy())
         return np.concatenate(logits)
 
     def step(self, batch: int) -> Callable[[], None]:
         """Return a function that runs the engine once on `batch` images, the wait and the copies, if any, included."""
-        if batch > self._largest:
+        if not self._least <= batch <= self._largest:
             raise UsageError(
-                f"{self._path}: takes batches of at most {self._largest}, received {batch}; build it with --max-batch"
+                f"{self._path}: takes batches of {self._least} to {self._largest}, received {batch}; build it with "
+                "another --max-batch"
             )
         enqueue, synchronize = self._request(batch).enqueue, self._stream.synchronize
 
@@ -184,16 +186,15 @@ class Session(base.Session):
                 raise self._failed(f"failed on a batch of {batch}")
 
         def enqueue() -> None:
-            if self._zero_copy:
-                return compute()
             stream.upload(source, images)
             compute()
             stream.download(logits, target)
 
-        enqueue()  # the first run also does what can't be in a graph, such as loading kernels
+        parts = [compute] if self._zero_copy else [compute, enqueue]
+        parts[-1]()  # the first run also does what can't be in a graph, such as loading kernels
         stream.synchronize()
-        parts = [stream.captured(part) if self._graph else part for part in (enqueue, compute)]
-        self._requests[batch] = _Request(images, logits, *parts)
+        parts = [stream.captured(part) if self._graph else part for part in parts]
+        self._requests[batch] = _Request(images, logits, enqueue=parts[-1], compute=parts[0])
         return self._requests[batch]
 
     def _failed(self, what: str) -> CheckFailed:

@@ -61,7 +61,7 @@ def run(
         )
     before = machine.describe()
     subjects, readers = [], []
-    theirs: dict[tuple[str, int], dict[str, float]] = {}  # by form and batch
+    compared: list[tuple[Artifact, int, str]] = []  # forms that trtexec is to run, with batch and shape
     with contextlib.ExitStack() as sessions:
         for form in forms:
             for runtime, mode in runtimes.readers(form.kind, provider):
@@ -73,9 +73,10 @@ def run(
                 about |= {"runtime": runtimes.title(runtime), "arithmetic": session.arithmetic}
                 for size in batch:
                     subjects.append(timing.Subject(about, size, session.step(size), session.gpu_step(size)))
-                    if mode == tensorrt.GRAPH and form.name in peers and program and form.path:
-                        theirs[form.name, size] = trtexec.run(program, form.path, session.shape(size))
+                    if mode == tensorrt.GRAPH and form.name in peers:
+                        compared.append((form, size, session.shape(size)))
         conditions = timing.measure(subjects, quick=quick)
+    theirs = {(form.name, size): trtexec.run(program, form, shape) for form, size, shape in compared if program}
     rows = [subject.timed(quick=quick) for subject in subjects]
     unstable = [f"{row.form} at batch {row.batch}" for row in rows if row.spread > timing.UNSTABLE]
     return manifest.write(
@@ -141,9 +142,8 @@ def _speedup(rows: list[Timed]) -> list[Speedup]:
     for row in rows:
         ratios = plain[row.batch] / np.array(row.round_medians)
         low, median, high = (float(value) for value in np.percentile(ratios, (25, 50, 75)))
-        speedups.append(
-            Speedup(form=row.form, runtime=row.runtime, batch=row.batch, median=median, quartiles=[low, high])
-        )
+        about: dict[str, Any] = {"form": row.form, "runtime": row.runtime, "mode": row.mode, "batch": row.batch}
+        speedups.append(Speedup(**about, median=median, quartiles=[low, high]))
     return speedups
 
 
@@ -162,6 +162,11 @@ def cell(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+def _runtime(row: Timed | Speedup) -> str:
+    """Name a row's runtime, and its mode where there are several."""
+    return f"{row.runtime}, {row.mode}" if row.mode not in ("", "cpu") else row.runtime
+
+
 def measured(headers: Sequence[str], rows: Sequence[Sequence[str]], *optional: str) -> list[list[str]]:
     """Return the headers and rows of a table without those of the `optional` columns that have no figure."""
     columns = zip(headers, *rows, strict=True)
@@ -178,32 +183,30 @@ def show(latency: Artifact) -> None:
     headers += ["images/s", "requests", "spread", "GPU p50", "mJ/image"]
     rows = []
     for row in facts.rows:
-        name = f"{row.runtime}, {row.mode}" if row.mode not in ("", "cpu") else row.runtime
         times = [cell(row.microseconds.get(each)) for each in percentiles]
         bounds = {f"p{each.percent:g}*": each.microseconds for each in row.estimates}
         times += [cell(bounds.get(each)) for each in estimated]
-        spread = f"{row.spread:.1%}"
-        counts = [f"{row.images_per_second:,.0f}", f"{row.requests:,}", spread]
+        counts = [f"{row.images_per_second:,.0f}", f"{row.requests:,}", f"{row.spread:.1%}"]
         gpu = cell((row.gpu_microseconds or {}).get("p50"))
-        rows.append([row.form, name, str(row.batch), *times, *counts, gpu, cell(row.millijoules_per_image)])
-    headers, *rows = measured(headers, rows, *estimated, "spread", "GPU p50", "mJ/image")
+        rows.append([row.form, _runtime(row), str(row.batch), *times, *counts, gpu, cell(row.millijoules_per_image)])
+    headers, *rows = measured(headers, rows, *estimated, "GPU p50", "mJ/image")
     about = facts.machine
     title = f"{about.processor}, {about.cores} cores; {facts.threads} thread(s) a request; microseconds"
     console.table(headers, rows, title=title, spare=("spread", "requests", "p99.9", "images/s"))
     for percent in timing.ESTIMATED:
         estimates = [each for row in facts.rows for each in row.estimates if each.percent == percent]
         if estimates:
-            made = sorted({each.made for each in estimates})
+            requests = sorted({each.made for each in estimates})
             console.result(
                 f"* p{percent:g}, MLPerf-style early-stopping estimate at {estimates[0].confidence:.0%} confidence: "
-                f"{estimates[0].needed:,} requests needed, {' or '.join(f'{each:,}' for each in made)} made"
+                f"{estimates[0].needed:,} requests needed, {' or '.join(f'{each:,}' for each in requests)} made"
             )
     if facts.speedup:
-        ratios = [
-            [each.form, str(each.batch), f"{each.median:.2f}", "{:.2f} – {:.2f}".format(*each.quartiles)]
-            for each in facts.speedup
-        ]
-        headers = ["form", "batch", "times faster", "quartiles"]
+        ratios = []
+        for each in facts.speedup:
+            figures = [f"{each.median:.2f}", "{:.2f} – {:.2f}".format(*each.quartiles)]
+            ratios.append([each.form, _runtime(each), str(each.batch), *figures])
+        headers = ["form", "runtime", "batch", "times faster", "quartiles"]
         console.table(headers, ratios, title="against the checkpoint in PyTorch eager")
     if facts.trtexec:
         peers = []

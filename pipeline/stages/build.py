@@ -50,7 +50,8 @@ def run(
     version_compatible: Annotated[bool, "Build an engine that later minor versions of TensorRT can load, too."] = False,
     hardware_compatible: Annotated[bool, "An engine for every GPU from Ampere on; slower."] = False,
     dla: Annotated[
-        int | None, "Which deep-learning accelerator of a Jetson to use, with the GPU to fall back on."
+        int | None,
+        "Which deep-learning accelerator of a Jetson to use, with the GPU to fall back on; it takes one batch size.",
     ] = None,
     timing_cache: Annotated[
         Path | None, "tensorrt: folder of kernels' timings, which make the next build faster; by default the user's."
@@ -78,25 +79,20 @@ def run(
         hardware_compatible=hardware_compatible,
         dla=dla,
     )
-    bindings, gpu, cache = library.load(chosen["runtime"]), None, None
-    if chosen["runtime"] == "tensorrt":
-        gpu = cuda.gpu()
-        cache = _timings(timing_cache, chosen["version"], gpu)
-    elif not extras.problem(cuda.gpu) and cuda.gpu().target in chosen["targets"]:
-        gpu = cuda.gpu()  # otherwise tensorrt-rtx builds for others only
-    if twice and not gpu:
-        raise UsageError(f"--twice: compares two engines' answers on a GPU: {', '.join(chosen['targets'])} is not here")
+    bindings, gpu = library.load(chosen["runtime"]), _gpu(chosen, twice)
+    cache = _timings(timing_cache, chosen["version"], gpu) if gpu and chosen["runtime"] == "tensorrt" else None
     split = images(half, data) if twice else None
     model = onnx_file.load(half)
     for fault in known_faults.fitting(chosen["runtime"], chosen["version"], ELEMENTS[half.kind], model):
-        console.say(f"{half.path}: known fault: {fault}; `pipeline verify` of the engine tells")
+        console.say(f"{half.path}: known fault: {fault}")
     compiled = functools.partial(_compiled, half, model.SerializeToString(deterministic=True), bindings, chosen, gpu)
     engine = compiled(out, cache)
     if split is None:
         return engine
     with tempfile.TemporaryDirectory() as folder:
         second = tensorrt.compare(engine, compiled(Path(folder), None), split.images)
-    about = {name: getattr(engine, name) for name in ("parents", "options", "versions", "code")}
+    about = {name: getattr(engine, name) for name in ("parents", "versions", "code")}
+    about["options"] = {**engine.options, "twice": True}
     return manifest.write(
         engine.path, manifest.content(engine), facts=msgspec.structs.replace(engine.facts, second=second), **about
     )
@@ -118,7 +114,7 @@ def _compiled(
     compiling, start = builder.Plan(**plan, timing_cache=cache), time.perf_counter()
     engine, layers = builder.build(source, content, element, bindings, compiling, integers)
     seconds = round(time.perf_counter() - start, 3)
-    inspected = builder.inspect(source, engine, element, bindings, compiling.version_compatible) if gpu else None
+    inspected = builder.inspect(source, engine, element, bindings, chosen) if gpu else None
     return manifest.write(
         output(out, ALSO.get(half.kind, FILE), half),
         engine,
@@ -128,6 +124,24 @@ def _compiled(
         versions=manifest.versions(chosen["runtime"], *cuda.PACKAGES),
         code=code.digest(__name__),
     )
+
+
+def _gpu(chosen: dict[str, Any], twice: bool) -> Gpu | None:
+    """Return this machine's GPU if the engine is for it. UsageError if it must be, and isn't."""
+    if chosen["runtime"] == "tensorrt":
+        return cuda.gpu()
+    if not extras.problem(cuda.gpu) and cuda.gpu().target in chosen["targets"]:
+        return cuda.gpu()  # otherwise tensorrt-rtx builds for others only
+    if twice:
+        raise UsageError(f"--twice: compares two engines' answers on a GPU: {', '.join(chosen['targets'])} is not here")
+    return None
+
+
+def expect(*, twice: bool, **given: Any) -> None:
+    """Raise UsageError for options that don't go together, and for --twice without the GPU that it needs."""
+    chosen = options(twice=twice, **given)
+    if twice:
+        _gpu(chosen, twice)
 
 
 def _timings(folder: Path | None, version: str, gpu: Gpu) -> Path:
@@ -147,6 +161,7 @@ def options(
     dla: int | None,
     version_compatible: bool,
     hardware_compatible: bool,
+    twice: bool = False,
     **__: Any,
 ) -> dict[str, Any]:
     """Return what an engine depends on besides the file: the compiler, its version, and the options as it takes them.
@@ -159,6 +174,10 @@ def options(
         raise UsageError(f"--workspace {workspace}: expected MiB, 1 or more")
     if dla is not None and dla < 0:
         raise UsageError(f"--dla {dla}: expected 0 or more")
+    if dla is not None and opt_batch != max_batch:
+        raise UsageError(
+            f"--dla {dla}: expected --opt-batch and --max-batch alike, received {opt_batch} and {max_batch}"
+        )
     runtime = library.chosen(runtime)
     if target and runtime == "tensorrt":
         raise UsageError(
@@ -179,6 +198,7 @@ def options(
         "version_compatible": version_compatible,
         "hardware_compatible": hardware_compatible,
         "dla": dla,
+        **({"twice": True} if twice else {}),  # with it, an engine that was compared with none is not fresh
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +79,15 @@ def logger(bindings: Any) -> Any:
     return Log()
 
 
-def engine(source: object, content: bytes, bindings: Any, log: Any, version_compatible: bool) -> trt.ICudaEngine:
-    """Deserialise an engine on the GPU that it was built for. CheckFailed, with TensorRT's reason, if it can't be."""
+def engine(source: object, content: bytes, bindings: Any, log: Any, options: Mapping[str, Any]) -> trt.ICudaEngine:
+    """Deserialise an engine, built with these options, on the GPU that it was built for.
+
+    CheckFailed, with TensorRT's reason, if it can't be.
+    """
     runtime: trt.Runtime = bindings.Runtime(log)
-    runtime.engine_host_code_allowed = version_compatible  # such an engine brings its own runtime along
+    runtime.engine_host_code_allowed = options["version_compatible"]  # such an engine brings its own runtime along
+    if options.get("dla") is not None:
+        runtime.DLA_core = options["dla"]
     loaded = runtime.deserialize_cuda_engine(content)
     if loaded is None:
         raise CheckFailed(f"{source}: the engine can't be loaded: {log.reason()}")

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,10 +67,10 @@ def build(
     return bytes(engine), layers
 
 
-def inspect(source: str, content: bytes, element: str, bindings: Any, version_compatible: bool) -> list[EngineLayer]:
+def inspect(source: str, content: bytes, element: str, bindings: Any, options: Mapping[str, Any]) -> list[EngineLayer]:
     """Load a serialised engine, return its layers as it reports them, and assert that they compute in `element`."""
     log = library.logger(bindings)
-    engine = library.engine(source, content, bindings, log, version_compatible)
+    engine = library.engine(source, content, bindings, log, options)
     report = engine.create_engine_inspector().get_engine_information(bindings.LayerInformationFormat.JSON)
     layers = precision.inspected(report)
     precision.assert_inspected(source, layers, element)
@@ -98,7 +98,8 @@ def _config(builder: trt.Builder, network: trt.INetworkDefinition, bindings: Any
     if plan.workspace is not None:
         config.set_memory_pool_limit(bindings.MemoryPoolType.WORKSPACE, plan.workspace << 20)
     profile, images = builder.create_optimization_profile(), network.get_input(0)
-    shapes = [(batch, *images.shape[1:]) for batch in (1, plan.opt_batch, plan.max_batch)]
+    least = 1 if plan.dla is None else plan.max_batch  # an accelerator takes no dynamic sizes
+    shapes = [(batch, *images.shape[1:]) for batch in (least, plan.opt_batch, plan.max_batch)]
     profile.set_shape(images.name, *shapes)
     config.add_optimization_profile(profile)
     if plan.targets:

@@ -31,14 +31,14 @@ def gpu() -> Gpu:
     except (CheckFailed, RuntimeError) as error:  # the latter is the bindings', where libcuda isn't found
         reason = str(error) if isinstance(error, CheckFailed) else "no driver is installed"
         raise UsageError(f"no NVIDIA GPU here that CUDA can use: {reason}") from error
-    attributes = cuda.CUdevice_attribute
-    asked = (
-        attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-        attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-        attributes.CU_DEVICE_ATTRIBUTE_INTEGRATED,
-        attributes.CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY,
+    every = cuda.CUdevice_attribute
+    attributes = (
+        every.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        every.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        every.CU_DEVICE_ATTRIBUTE_INTEGRATED,
+        every.CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY,
     )
-    major, minor, integrated, maps = (call("cuDeviceGetAttribute", each, device) for each in asked)
+    major, minor, integrated, maps = (call("cuDeviceGetAttribute", each, device) for each in attributes)
     driver = call("cuDriverGetVersion")  # 12060 is CUDA 12.6
     return Gpu(
         name=call("cuDeviceGetName", 256, device).decode().rstrip("\0"),

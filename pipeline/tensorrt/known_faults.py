@@ -63,7 +63,7 @@ FAULTS = (
         fixed=None,
         elements=("HALF", "INT8"),
         graph="grouped convolutions in float16",
-        effect="no kernel, so no engine,",
+        effect="no kernel, so the build fails,",
         fits=_grouped,
     ),
     Fault(
@@ -72,7 +72,7 @@ FAULTS = (
         fixed=None,
         elements=("HALF", "INT8"),
         graph="float16 tensors that are both added to a residual branch and concatenated",
-        effect="wrong answers",
+        effect="wrong answers (`pipeline verify` of the engine tells)",
         fits=_residual_in_concat,
     ),
     Fault(
@@ -81,7 +81,7 @@ FAULTS = (
         fixed="10.5",
         elements=("HALF", "FLOAT", "INT8"),
         graph="attention with dynamic sizes, such as a free batch",
-        effect="wrong answers",
+        effect="wrong answers (`pipeline verify` of the engine tells)",
         fits=_attention,
     ),
 )

@@ -11,6 +11,7 @@ from pipeline.measure import timing
 from pipeline.records import kinds, manifest
 
 NVPMODEL = "NV Power Mode: {}\n0\n"
+MODES = "\n".join(f"< POWER_MODEL ID={n} NAME={name} >" for n, name in enumerate(["15W", "25W", "MAXN_SUPER", "7W"]))
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def board(tmp_path, monkeypatch):
         there.write_text(f"{text}\n")
 
     write("etc/nv_tegra_release", "# R36 (release), REVISION: 4.4, GCID: 41062509, BOARD: generic, EABI: aarch64")
+    write("etc/nvpmodel.conf", MODES)
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
     for name in ("cur", "min", "max"):
@@ -74,8 +76,26 @@ def test_each_bad_state_is_told_with_the_command_that_mends_it(board):
     board.said["nvpmodel"] = NVPMODEL.format("15W")
     clock, mode, heat, slowed = jetson.warnings([jetson.state()])
     assert "306 to 1020 MHz" in clock and "sudo jetson_clocks" in clock
-    assert "15W" in mode and "sudo nvpmodel -m 0" in mode
+    assert "15W" in mode and "sudo nvpmodel -m 2" in mode
     assert "88 °C" in heat and "gpu-throttle-alert in 1 of 1 readings" in slowed
+
+
+@pytest.mark.parametrize(
+    ("modes", "mode", "number"),
+    [
+        (["MAXN", "MODE_15W", "MODE_30W", "MODE_50W"], "MODE_50W", "0"),
+        (["MAXN", "MAXN_SUPER", "40W"], "40W", "1"),
+        (["15W", "MAXN_SUPER"], "MAXN_SUPER", None),
+        (["7W", "15W"], "15W", None),
+        (["7W", "15W"], "7W", "1"),
+        ([], "15W", "0"),
+    ],
+)
+def test_the_mode_that_limits_least_is_no_fault_and_otherwise_named(board, modes, mode, number):
+    board("etc/nvpmodel.conf", "\n".join(f"< POWER_MODEL ID={n} NAME={name} >" for n, name in enumerate(modes)))
+    board.said["nvpmodel"] = NVPMODEL.format(mode)
+    told = jetson.warnings([jetson.state()])
+    assert [f"sudo nvpmodel -m {number}`" in each for each in told] == [True] * (number is not None)
 
 
 def test_throttling_events_during_the_measurement_are_counted(board):
@@ -135,6 +155,13 @@ def test_a_board_that_never_stands_still_is_told(board, monkeypatch):
     timing._soak([timing.Subject({}, 1, lambda: time.sleep(1e-4))], conditions)
     (told,) = conditions.warnings
     assert "still moved" in told and timing.SOAK[1] <= conditions.warm_up < 4 * timing.SOAK[1]
+
+
+def test_where_no_temperature_can_be_read_no_warm_up_is_announced(board, monkeypatch, capsys):
+    monkeypatch.setattr(jetson, "hottest", lambda: None)
+    conditions = timing.measure([timing.Subject({}, 64, lambda: None)])
+    assert conditions.warnings == ["temperature can't be read, so the board may not be warm"]
+    assert conditions.warm_up is None and "warming up" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.machine import power, system
 
-# As JetPack 4, 5 and 6 print it: of an Orin Nano, of an AGX Orin, and of a Nano.
+# As JetPack 6 prints it: of an Orin Nano, and of an AGX Orin.
 LINES = {
     "RAM 2448/7620MB SWAP 0/3810MB (cached 0MB) CPU [2%@729,0%@729,off,off] EMC_FREQ 0% "
     "GR3D_FREQ 0%@[305] cpu@48.5C tj@48.5C VDD_IN 4840mW/4812mW VDD_CPU_GPU_CV 1032mW/1032mW VDD_SOC 1434mW/1434mW": {
@@ -18,10 +18,6 @@ LINES = {
     "RAM 3300/30536MB CPU [0%@1190] GPU@41C VDD_GPU_SOC 2000mW/2000mW NC 0mW/0mW VIN_SYS_5V0 3022mW/3022mW": {
         "VDD_GPU_SOC": 2.0,
         "VIN_SYS_5V0": 3.022,
-    },
-    "RAM 731/3956MB IRAM 0/252kB(lfb 252kB) CPU [5%@102] thermal@31C POM_5V_IN 1564/1564 POM_5V_GPU 40/40": {
-        "POM_5V_IN": 1.564,
-        "POM_5V_GPU": 0.04,
     },
 }
 
@@ -48,24 +44,17 @@ def tegrastats(root, line: str) -> None:
 
 
 def test_the_rails_are_read_from_the_kernels_files(root):
-    """Of both sensors of an AGX Orin; a channel without a name, or not connected, is none."""
-    for address, names in (("1-0040", ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"]), ("1-0041", ["NC", "VDDQ_VDD2"])):
+    """Of both sensors of an AGX Orin; a channel not connected is none, and what another feeds isn't counted twice."""
+    sensors = {"1-0040": ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"], "1-0041": ["NC", "VDDQ_VDD2_1V8AO"]}
+    for address, names in sensors.items():
         for number, name in enumerate(names, 1):
             folder = f"sys/bus/i2c/drivers/ina3221/{address}/hwmon/hwmon3"
             root(f"{folder}/in{number}_label", name)
             root(f"{folder}/in{number}_input", 12_000)
             root(f"{folder}/curr{number}_input", 100 * number)
     rails = power.rails()
-    assert rails == pytest.approx({"VDD_GPU_SOC": 1.2, "VDD_CPU_CV": 2.4, "VIN_SYS_5V0": 3.6, "VDDQ_VDD2": 2.4})
-    assert power.total(rails) == pytest.approx(9.6) and power.total({**rails, "VDD_IN": 11.0}) == 11.0
-
-
-def test_the_older_layout_is_read_too(root):
-    folder = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
-    for number, (name, milliwatts) in enumerate({"POM_5V_IN": 1564, "POM_5V_GPU": 40}.items()):
-        root(f"{folder}/rail_name_{number}", name)
-        root(f"{folder}/in_power{number}_input", milliwatts)
-    assert power.rails() == {"POM_5V_IN": 1.564, "POM_5V_GPU": 0.04} and power.total(power.rails()) == 1.564
+    assert rails == pytest.approx({"VDD_GPU_SOC": 1.2, "VDD_CPU_CV": 2.4, "VIN_SYS_5V0": 3.6, "VDDQ_VDD2_1V8AO": 2.4})
+    assert power.total(rails) == pytest.approx(7.2) and power.total({**rails, "VDD_IN": 11.0}) == 11.0
 
 
 @pytest.mark.parametrize("line", LINES)

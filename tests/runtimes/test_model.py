@@ -7,12 +7,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import pipeline
 from pipeline import load
 from pipeline.errors import CheckFailed, UsageError
+from pipeline.graph import run
 from pipeline.runtimes.classifier import softmax
 from tests.support import ROOT, flip
 
@@ -135,5 +137,7 @@ def test_an_int8_file_runs_where_onnx_runtimes_fusions_spoil_it(release, images,
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     answers = load(release / "mnist_cnn.int8.onnx").predict(images[:200])
     assert sum(a == b for a, b in zip(answers, expected, strict=True)) >= 199
+    quantised = run.outputs(onnx.load(release / "mnist_cnn.int8.onnx"), images[:200], "as `quantize` measures it")
+    assert [str(digit) for digit in quantised.argmax(1)] == answers
     with pytest.raises(CheckFailed, match="QLinearConv"):
         load(release / "mnist_cnn.fp16.onnx")

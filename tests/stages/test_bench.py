@@ -82,6 +82,15 @@ def test_a_speedup_compares_the_same_rounds():
     assert one.median == 1 and other.median == 4 and other.quartiles == [4, 4]
 
 
+def test_the_modes_of_an_engine_can_be_told_apart_in_its_speedups(chain, capsys):
+    made = manifest.read(chain / "latency.json")
+    rows = [timed("checkpoint", 1, [np.full(20, 1.0)] * 20)]
+    rows += [msgspec.structs.replace(rows[0], form="e", runtime="tensorrt", mode=mode) for mode in ("graph", "stream")]
+    bench.show(dataclasses.replace(made, facts=msgspec.structs.replace(made.facts, speedup=bench._speedup(rows))))
+    shown = capsys.readouterr().out.partition("against the checkpoint")[2]
+    assert "tensorrt, graph" in shown and "tensorrt, stream" in shown
+
+
 def test_compare_sets_the_file_beside_pytorch_eager(chain):
     forms = [chain / "mnist_cnn.safetensors", chain / "mnist_cnn.onnx"]
     result = command("bench", "--compare", "--quick", "--batch", "1", "--batch", "8", "--json", *forms)

@@ -41,6 +41,7 @@ class Bindings(fake_gpu.Bindings):
         self.ten = version.startswith("10.")
         self.NetworkDefinitionCreationFlag = _named(STRONGLY_TYPED=1 if self.ten else 0)
         self.BuilderFlag = _named(VERSION_COMPATIBLE=20, GPU_FALLBACK=3, **({"FP16": 0} if self.ten else {}))
+        self.cores: dict[bytes, int] = {}  # accelerators that engines were built for
         self.computes = None  # what engines compute in, whatever the file says
 
     def Builder(self, log):
@@ -50,15 +51,18 @@ class Bindings(fake_gpu.Bindings):
         return SimpleNamespace(parse=network.parse, num_errors=0)
 
     def Runtime(self, log):
-        runtime = super().Runtime(log)
+        runtime, ours = super().Runtime(log), SimpleNamespace()
 
         def deserialize(content: bytes):
+            if getattr(ours, "DLA_core", None) != self.cores.get(content):
+                return log.log(1, "the engine is for another DLA core")
             engine = runtime.deserialize_cuda_engine(content)
             inspector = SimpleNamespace(get_engine_information=lambda form: self.built[content])
             engine.create_engine_inspector = lambda: inspector
             return engine
 
-        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+        ours.deserialize_cuda_engine = deserialize
+        return ours
 
 
 class _Network:
@@ -130,6 +134,11 @@ class _Config:
         return SimpleNamespace(serialize=lambda: (self.cache.content or b"timings") + b" of one more build")
 
 
+class _Profile:
+    def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
+        self.shapes = shapes
+
+
 class _Builder:
     def __init__(self, bindings: Bindings) -> None:
         self.bindings, self.num_DLA_cores = bindings, bindings.accelerators
@@ -141,7 +150,7 @@ class _Builder:
         return _Config()
 
     def create_optimization_profile(self):
-        return SimpleNamespace(set_shape=lambda name, least, best, most: None)
+        return _Profile()
 
     def build_serialized_network(self, network: _Network, config: _Config) -> bytes:
         assert network.typed and config.profiles, "TensorRT would choose the precision, or knows no batch sizes"
@@ -152,6 +161,11 @@ class _Builder:
         ):
             getattr(config.progress_monitor, call)(*given)
         content = f"engine {len(self.bindings.built)}".encode()
+        (profile,) = config.profiles
+        if config.default_device_type == self.bindings.DeviceType.DLA:
+            assert len({*profile.shapes}) == 1, "an accelerator takes no dynamic dimensions"
+            self.bindings.cores[content] = config.DLA_core
+        self.bindings.least, self.bindings.largest = profile.shapes[0][0], profile.shapes[2][0]
         self.bindings.built[content] = json.dumps({"Layers": [self._told(each, config) for each in network.layers]})
         return content
 

@@ -216,7 +216,7 @@ class Bindings:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
 
     def __init__(self, cuda: Cuda, answer, largest: int) -> None:
-        self.cuda, self.answer, self.largest, self.deserialised = cuda, answer, largest, 0
+        self.cuda, self.answer, self.least, self.largest, self.deserialised = cuda, answer, 1, largest, 0
         self.others: dict[bytes, object] = {}  # answers of engines with these bytes
 
     def Runtime(self, log):
@@ -257,7 +257,7 @@ class _Context:
 
     def set_input_shape(self, name, shape):
         self.shape = tuple(shape)
-        return name == "images" and 1 <= shape[0] <= self.bindings.largest
+        return name == "images" and self.bindings.least <= shape[0] <= self.bindings.largest
 
     def set_tensor_address(self, name, address):
         assert address in self.bindings.cuda.seen, "the GPU can't reach it"

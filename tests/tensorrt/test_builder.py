@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import manifest
+from pipeline.runtimes import tensorrt
 from pipeline.stages import build
 from pipeline.tensorrt import bindings as library
 from tests.support import fake_builder
@@ -55,10 +57,22 @@ def test_each_build_begins_with_the_timings_of_the_one_before(compiler, chain, t
 
 
 def test_on_an_accelerator_the_rest_falls_back_to_the_gpu(compiler, chain, tmp_path, capsys):
-    engine = made(chain, tmp_path, dla=1)
+    engine = made(chain, tmp_path, dla=1, opt_batch=8, max_batch=8)
     stays = {each.type for each in engine.facts.layers if not each.falls_back}
     assert stays == {"CONVOLUTION"} and any(each.falls_back for each in engine.facts.layers)
     build.show(engine)
     assert "DLA 1: " in (told := capsys.readouterr().out) and "layers fall back to the GPU" in told
     with pytest.raises(UsageError, match="this device's 2 DLA cores"):
-        made(chain, tmp_path, dla=2)
+        made(chain, tmp_path, dla=2, opt_batch=8, max_batch=8)
+
+
+def test_an_accelerators_engine_has_one_batch_size_and_is_loaded_on_its_core(compiler, device, chain, digits, tmp_path):
+    """What is left over after full batches is answered in one as well; other requests are refused."""
+    with pytest.raises(UsageError, match="--opt-batch and --max-batch alike, received 1 and 64"):
+        made(chain, tmp_path, dla=1)
+    images = digits.images[:13]
+    with tensorrt.load(made(chain, tmp_path, dla=1, opt_batch=8, max_batch=8)) as session:
+        assert np.allclose(session(images), device.answer(images), atol=1e-3)
+        session.step(8)()
+        with pytest.raises(UsageError, match="takes batches of 8 to 8, received 1"):
+            session.step(1)

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from pipeline import chain as chains
-from pipeline import runtimes
+from pipeline import runtimes, stages
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.measure import timing
 from pipeline.records import manifest
@@ -59,8 +59,18 @@ def test_a_request_allocates_nothing_and_is_done_when_it_returns(device, engine,
             step()
         assert device.cuda.allocations == before and not device.cuda.stream
         assert session.gpu_step(8)() > 0
-        with pytest.raises(UsageError, match="at most 64, received 65; build it with --max-batch"):
+        with pytest.raises(UsageError, match="1 to 64, received 65; build it with another --max-batch"):
             session.step(65)
+
+
+@pytest.mark.parametrize(("mode", "graphs"), [*zip(tensorrt.READS["engine"], (1, 2, 0), strict=True)])
+def test_what_is_the_same_is_captured_once(device, engine, monkeypatch, mode, graphs):
+    """Without copies a request is its computation."""
+    captured = mock.Mock(side_effect=lambda part: part)
+    monkeypatch.setattr(cuda.Stream, "captured", lambda stream, part: captured(part))
+    with tensorrt.load(engine(), mode=mode) as session:
+        session.step(8)()
+    assert captured.call_count == graphs
 
 
 def test_where_memory_is_shared_nothing_is_copied(device, engine, digits):
@@ -194,9 +204,15 @@ def program(tmp_path, monkeypatch):
     return make
 
 
-def test_trtexecs_figure_stands_beside_ours(device, engine, program, capsys):
-    """Of the same engine, at every batch size, of the GPU alone; once, not for each way to run it."""
-    given, made = program(SUMMARY), engine()
+def test_trtexecs_figure_stands_beside_ours(device, engine, program, capsys, monkeypatch):
+    """Of the same engine, at every batch size, of the GPU alone; once, not for each way to run it, and after ours."""
+    given, made, measure = program(SUMMARY), engine(), timing.measure
+
+    def idle_before(subjects: list, **options: bool) -> timing.Conditions:
+        assert not given.exists()
+        return measure(subjects, **options)
+
+    monkeypatch.setattr(timing, "measure", idle_before)
     report = bench.run(made, quick=True, batch=(1, 8), compare=True)
     lines = [line.split() for line in given.read_text().splitlines()]
     assert [line[:2] for line in lines] == [
@@ -217,14 +233,22 @@ def test_trtexecs_figure_stands_beside_ours(device, engine, program, capsys):
 @pytest.mark.parametrize(
     ("text", "code", "said"), [(OTHER, 1, "Error Code 6: API Usage Error"), ("", 0, "no GPU Compute Time")]
 )
-def test_a_trtexec_that_fails_is_one_line_before_anything_is_timed(
-    device, engine, program, monkeypatch, text, code, said
-):
+def test_a_trtexec_that_fails_is_one_line(device, engine, program, monkeypatch, text, code, said):
     program(text, code)
-    monkeypatch.setattr(timing, "measure", mock.Mock(side_effect=AssertionError("timed")))
+    monkeypatch.setattr(timing, "measure", lambda *_, **__: timing.Conditions())
     with pytest.raises(CheckFailed, match=said) as failed:
         bench.run(engine(), quick=True, batch=(1,), compare=True)
     assert "leave --compare out" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [({"dla": None}, []), ({"version_compatible": True}, ["--versionCompatible"]), ({"dla": 1}, ["--useDLACore=1"])],
+)
+def test_trtexec_is_told_what_an_engine_needs_to_be_loaded(engine, program, options, flags):
+    given = program(SUMMARY)
+    trtexec.run(str(given.with_name("bin") / "trtexec"), engine(**options), "images:1x1x28x28")
+    assert given.read_text().split()[2 + len(trtexec.FLAGS) :] == flags
 
 
 def test_without_trtexec_an_engine_alone_is_compared_with_nothing(device, engine, monkeypatch):
@@ -296,6 +320,12 @@ def test_a_second_build_is_compared_with_the_one_that_is_kept(
     assert manifest.content(made) == b"an engine" and manifest.names(tmp_path) == [made.name]
     assert facts.images == 500 and (altered is None or facts.differ == altered)
     assert caches[0] is not None and caches[1] is None  # the second has timings of its own
+    stage, chosen = stages.get("build"), stages.options(build) | {"runtime": "tensorrt", "twice": True}
+    assert chains._on_record(stage, made.path, "mnist_cnn", [form], chosen)
+    about = {"facts": made.facts, "parents": [form], "versions": made.versions, "code": made.code}
+    alone = {name: value for name, value in made.options.items() if name != "twice"}
+    manifest.write(made.path, manifest.content(made), options=alone, **about)
+    assert not chains._on_record(stage, made.path, "mnist_cnn", [form], chosen), "it was compared with none"
     build.show(made)
     assert told in capsys.readouterr().out.partition("second build: ")[2]
     assert not device.cuda.live
