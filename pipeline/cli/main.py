@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _after(name: str) -> str:
     """What an interrupted command leaves, and how to go on."""
     if name == "train":
-        return "completed epochs are saved; run the same command again with --resume"
+        return "what whole epochs there are is saved; run the same command again to continue"
     if name in ("run", "study", "sweep"):
         return "completed work is saved; run the same command again to continue"
     return "no partial files are left"

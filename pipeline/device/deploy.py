@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from pipeline import chain, console
+from pipeline.data import imagesets
 from pipeline.device import doctor, remote
 from pipeline.errors import UsageError
 from pipeline.machine import extras
@@ -18,7 +20,7 @@ from pipeline.records.releases import Deployed, DeviceReport, ReleaseCheck
 from pipeline.records.reports import Proven, Timed
 from pipeline.release import archives, contents, files, verify_release
 from pipeline.release.verify_release import AllowUnverified, PublicKey
-from pipeline.stages import bench, build, verify
+from pipeline.stages import bench, build, images, verify
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda
 
@@ -72,6 +74,10 @@ def run(
         forms = shipped(folder)
         disk.check_writable(out)
         if on:
+            if not data and not (folder / files.TEST_SET).is_file():
+                sent = Path(unpacked.enter_context(tempfile.TemporaryDirectory())) / files.TEST_SET
+                sent.write_bytes(imagesets.pack(images(forms[0], None)))
+                data = str(sent)
             chosen: dict[str, Any] = {
                 "data": data,
                 "allow_unverified": allow_unverified,

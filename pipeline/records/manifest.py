@@ -196,7 +196,10 @@ def _record(path: Path) -> dict[str, Any]:
     if not intact:
         raise CheckFailed(f"{manifest}: altered, and with it the record of {path.name}; {AGAIN}")
     if path.name not in records:
-        raise UsageError(f"{path}: has no record in {manifest}; copy that file, too, or make it again")
+        raise UsageError(
+            f"{path}: has no record in {manifest}; copy that file, too, or make it again; "
+            "`pipeline adopt` takes an ONNX file from elsewhere"
+        )
     record = records[path.name]
     if not isinstance(record, dict) or record.pop("record_sha256", None) != _own(path.name, record):
         raise CheckFailed(f"{manifest}: the record of {path.name} was altered; {AGAIN}")

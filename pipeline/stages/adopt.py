@@ -83,6 +83,8 @@ def run(
     difference = graphs.check_same(
         expected, _activated(logits, activation), f"{file}: adopted, an answer differs from the file's own"
     )
+    if activation:
+        console.say(f"{file}: {activation} at its end is left out: the adopted file gives logits")
     right = expected.argmax(1) == split.labels
     if gate is None:
         card = msgspec.structs.replace(card, gate=max(0.0, round(float(right.mean()) - MARGIN, 4)))

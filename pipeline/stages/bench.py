@@ -129,9 +129,8 @@ def unreliable(warnings: Sequence[str], unstable: Sequence[str]) -> list[str]:
     """Return what stands against believing the figures, a line each."""
     lines = [f"unreliable measurement: {reason}" for reason in warnings]
     if unstable:
-        lines.append(
-            f"unstable: throughput varied by over {timing.UNSTABLE:.0%} between windows for {', '.join(unstable)}"
-        )
+        named = ", ".join(unstable[:3]) + (f" and {len(unstable) - 3} more" if unstable[3:] else "")
+        lines.append(f"unstable: throughput varied by over {timing.UNSTABLE:.0%} between windows for {named}")
     return lines
 
 

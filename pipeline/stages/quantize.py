@@ -154,11 +154,11 @@ def options(folded: Artifact, *, data: str | None, **_: Any) -> dict[str, Any]:
 def show(quantized: Artifact) -> None:
     """Print what is in int8, what was left in float16 and why, and how the held-out images are answered."""
     facts = quantized.facts
-    rows = [
-        [each.name, "int8" if each.int8 else "float16", "–" if each.cost is None else f"{each.cost:.2g}"]
-        for each in facts.layers
-    ]
-    console.table(["layer", "computes in", "logits' error alone"], rows, title=f"limits by {facts.method}")
+    kept = [each for each in facts.layers if not each.int8]
+    if kept:
+        rows = [[each.name, "int8" if each.int8 else "float16", f"{each.cost:.2g}"] for each in facts.layers]
+        console.table(["layer", "computes in", "logits' error alone"], rows, title=f"limits by {facts.method}")
+    console.result(f"{len(facts.layers) - len(kept)} of {len(facts.layers)} layers in int8, limits by {facts.method}")
     console.result(
         f"{facts.correct:,} of {facts.held_out:,} held-out training images right, float32 {facts.correct_before:,}, "
         f"McNemar p = {facts.p:.3g}; {facts.weights:,} weights in int8, {facts.scales:,} scales"

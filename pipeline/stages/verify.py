@@ -155,7 +155,7 @@ def _reference(answers: list[_Answers], split: ImageSet) -> _Reference:
         predictions = split.labels.copy()
         for index, answer in recorded.wrong.items():
             predictions[int(index)] = answer
-        return _Reference("the checkpoint's recorded answers", predictions)
+        return _Reference("the network's recorded answers", predictions)
     live = live or answers[0]
     return _Reference(live.form.name, live.predictions, live.logits)
 

@@ -239,7 +239,7 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_of_it_counts(board, on):
         (["--clean"], "expected --on user@board, too"),
         (["--on", "-oProxyCommand=touch x"], "expected user@board"),
         (["--on", "a@board", "--on", "b@board"], "expected boards of different names"),
-        (["--on", "board", "--offline"], "--offline: expected a release with its test set"),
+        (["--on", "board", "--offline", "--data", "mnist"], "--offline: expected a release with its test set"),
         (
             ["--on", "board", "--data", "README.md"],
             "--data README.md: for a board, expected mnist, an .npz or a folder",

@@ -299,7 +299,7 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
             shutil.copy(chain / manifest.FILE, folder)
         form = manifest.read(chain / "mnist_cnn.fp16.onnx")
         options = {"runtime": "tensorrt", "version": "10.3", "version_compatible": False, "hardware_compatible": False}
-        options |= {"targets": ["sm87"], "max_batch": 64, "opt_batch": 1, "dla": False}
+        options |= {"targets": ["sm87"], "max_batch": 64, "opt_batch": 1, "dla": None}
         gpu = Gpu(name="Orin", capability="8.7", driver="12.6")
         facts = Engine(**card(form), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
         manifest.write(folder / "mnist_cnn.engine", b"engine" * 50, parents=[form], options=options, facts=facts)

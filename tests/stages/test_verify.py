@@ -76,7 +76,7 @@ def test_a_single_file_needs_no_torch_and_writes_nothing(chain, few):
     line = [sys.executable, "-c", code, "verify", chain / "mnist_cnn.onnx", "--gate", "0.8", "--data", few]
     result = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=surroundings())
     assert result.returncode == 0 and result.stderr.splitlines()[-1] == "[]", result.stderr
-    assert "compared with the checkpoint's recorded answers" in " ".join(result.stdout.split())
+    assert "compared with the network's recorded answers" in " ".join(result.stdout.split())
     assert (chain / "verification.json").read_bytes() == before
 
 
@@ -110,7 +110,7 @@ def test_a_form_that_got_worse_fails_even_above_the_gate(chain, few, tmp_path):
     form = manifest.read(chain / "mnist_cnn.onnx")
     noisy = altered(form, tmp_path, lambda value: value * (1 + rng.normal(0, 0.3, value.shape)))
     (failure, *_) = verify.run(noisy, data=str(few), gate=0.1).facts.failures
-    assert re.search(r"mnist_cnn\.onnx .*is worse than the checkpoint", failure)
+    assert re.search(r"mnist_cnn\.onnx .*is worse than the network", failure)
 
 
 def test_logits_that_are_no_numbers_fail(chain, few, tmp_path):
