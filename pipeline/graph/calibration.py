@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,15 +39,12 @@ def ranges(model: ModelProto, images: np.ndarray) -> dict[str, Range]:
 
     A tensor that was not finite has `largest` NaN or infinity.
     """
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
     floats = load.of_type(model, TensorProto.FLOAT)
     nodes = [n for n in model.graph.node if n.op_type not in UNMEASURED and n.output[0] in floats]
     measured = {node.output[0]: Range(images=len(images)) for node in nodes}
-    watched = copy.deepcopy(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in measured)
-    session = run.session(watched, "activations")
+    session = run.watching(model, measured, "activations")
     image = session.get_inputs()[0].name
     with console.progress(len(images), "image", "activations") as bar:
         start, size = 0, 1

@@ -41,13 +41,8 @@ def layers(model: ModelProto) -> dict[str, NodeProto]:
 
 def histograms(model: ModelProto, images: np.ndarray) -> dict[str, tuple[np.ndarray, float]]:
     """Counts of the magnitudes of every layer's input over uint8 images, in BINS equal bins from 0 to their largest."""
-    from onnx import TensorProto, helper
-
     names = list(dict.fromkeys(node.input[0] for node in layers(model).values()))
-    watched = copy.deepcopy(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    session = run.session(watched, "calibration")
+    session = run.watching(model, names, "calibration")
     image, largest = session.get_inputs()[0].name, dict.fromkeys(names, 0.0)
     counts = {name: np.zeros(BINS, np.int64) for name in names}
     with console.progress(2 * len(images), "image", "calibration") as bar:
@@ -108,17 +103,13 @@ def bias_errors(model: ModelProto, limits: Mapping[str, float], images: np.ndarr
     Bias correction takes it from the bias. Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
     Correction (arXiv 1906.04721), 4.2; here the means are measured. Layers without a bias of their own are left out.
     """
-    from onnx import TensorProto, helper
-
     values = edit.weights(model)
     names = {name: node.output[0] for name, node in layers(model).items() if _bias(node, values) is not None}
     if not names:
         return {}
     both = _in_int8(model, limits, (), {}, beside=True)
     watched = [each for name in names.values() for each in (name, f"{name}{BESIDE}")]
-    del both.graph.output[:]
-    both.graph.output.extend(helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in watched)
-    session = run.session(both, "bias correction")
+    session = run.watching(both, watched, "bias correction")
     errors = dict.fromkeys(names, np.float64(0))
     with console.progress(len(images), "image", "bias correction") as bar:
         for batch in run.batches(images, 50):

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import CheckFailed, PipelineError, UsageError, reason
+from pipeline.errors import CheckFailed, UsageError, reason
 from pipeline.release import files
 
 ARCHIVE = ".tar.gz"
@@ -50,12 +50,8 @@ def opened(release: Path) -> Iterator[Path]:
     if not is_archive(release):
         received = "another file" if release.exists() else "no such file or folder"
         raise UsageError(f"{release}: expected a release, its folder or its archive ({ARCHIVE}), received {received}")
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            yield unpack(release, Path(scratch))
-        except PipelineError as error:  # its readers know the archive, not where it was unpacked
-            error.args = (str(error).replace(f"{scratch}/", f"{release}: "),)
-            raise
+    with tempfile.TemporaryDirectory() as scratch, files.named(f"{scratch}/", f"{release}: "):
+        yield unpack(release, Path(scratch))
 
 
 def is_archive(path: Path) -> bool:

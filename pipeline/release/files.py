@@ -71,11 +71,18 @@ def alone(folder: Path) -> Iterator[Path]:
         for name in own:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, copy / name)
-        try:
+        with named(str(copy), str(folder)):
             yield copy
-        except PipelineError as error:  # its readers know the folder, not the copy
-            error.args = (str(error).replace(str(copy), str(folder)),)
-            raise
+
+
+@contextlib.contextmanager
+def named(copy: str, original: str) -> Iterator[None]:
+    """Let errors name the original, which their readers know, in place of a temporary copy."""
+    try:
+        yield
+    except PipelineError as error:
+        error.args = (str(error).replace(copy, original),)
+        raise
 
 
 def digests(folder: Path) -> dict[str, str]:
