@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hardening import Place, fuzz, tamper, targets
+from tests.hardening import Place, Row, endurance, fuzz, tamper, targets
 from tests.support import ROOT, surroundings
 
 QUICK = (
@@ -48,6 +50,23 @@ def test_changed_bytes_of_every_artifact_and_record_are_noticed(place):
 
 def test_every_kind_that_is_fuzzed_has_a_share():
     assert targets.SHARES.keys() == targets.ACTS.keys()
+
+
+def test_the_long_run_tells_a_leak_from_what_is_cached_once():
+    kept, rounds, handles = [], itertools.count(), []
+
+    def cache() -> None:
+        if next(rounds) == 10:
+            kept.append(bytearray(32 << 20))
+
+    leaking = endurance._flat(Row("", ""), 60, lambda: kept.append(bytearray(300 << 10)))
+    caching = endurance._flat(Row("", ""), 60, cache)
+    opening = endurance._flat(Row("", ""), 20, lambda: handles.append(os.dup(0)))
+    for handle in handles:
+        os.close(handle)
+    assert "memory grew twice" in leaking.failures[0]
+    assert not caching.failures and caching.tried == 6 + 2 * 60
+    assert opening.failures == ["20 handles stay open"]
 
 
 @pytest.mark.exhaustive
