@@ -47,4 +47,5 @@ MODEL = Model(
         "best": Recipe(schedule="linear", lr=0.1, rotation=10.0, shift=1.0, scale=0.1, shear=5.0, ease=0.5),
     },
     prepare="digit",
+    teacher="mnist_teacher",
 )

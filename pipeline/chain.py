@@ -68,8 +68,7 @@ def _adopted(folder: Path, model: str) -> Artifact | None:
     path = folder / stages.get("export").FILE.format(model=model)
     if manifest.claimed_kind(path) != "unfolded":
         return None
-    record = manifest.recall(path)
-    return manifest.read(path) if record.facts.adopted else None
+    return manifest.read(path) if manifest.recall(path).facts.adopted else None
 
 
 def _stages(adopted: Artifact | None) -> tuple[str, ...]:
@@ -188,19 +187,23 @@ def _run(
     done: set[str] = set()
     for name in _stages(adopted):
         stage = stages.get(name)
-        chosen = _chosen(stage, out, options)
-        if reason := "--without" if name in without else stage.absent(**chosen):
+        if reason := "--without" if name in without else stage.absent(**_chosen(stage, out, options)):
             console.say(f"{name:<9}left out: {reason}")
             continue
         given = [form for kind in inputs(stage) for form in _given(kind, model, made)]
         again = force or any(parent.kind in done for parent in given if isinstance(parent, Artifact))
-        path, state = out / stage.FILE.format(model=model), FRESH
-        artifact = None if again else _on_record(stage, path, model, given, chosen)
-        if artifact is None:
-            artifact, state = stage.run(*given, **chosen), MADE
-            done.add(stage.KIND)
-        made[stage.KIND] = artifact
-        yield artifact, state
+        made[stage.KIND], state = make(stage, given, model, out=out, again=again, **options)
+        done |= {stage.KIND} if state == MADE else set()
+        yield made[stage.KIND], state
+
+
+def make(
+    stage: ModuleType, given: list[Any], model: str, *, out: Path, again: bool = False, **options: Any
+) -> tuple[Artifact, str]:
+    """What a stage makes of what it is given, and MADE; or, unless `again`, that of an earlier run if fresh, FRESH."""
+    chosen = _chosen(stage, out, options)
+    artifact = None if again else _on_record(stage, out / stage.FILE.format(model=model), model, given, chosen)
+    return (artifact, FRESH) if artifact else (stage.run(*given, **chosen), MADE)
 
 
 def _chosen(stage: ModuleType, out: Path, options: Mapping[str, Any]) -> dict[str, Any]:

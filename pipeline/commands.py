@@ -91,6 +91,8 @@ GROUPS: dict[str, tuple[Command, ...]] = {
                 "pipeline doctor"),
     ),
     "Experiments": (
+        Command("teach", "pipeline.experiments.teach", "Train a model's teacher and have it label the training images.",
+                "pipeline teach mnist_cnn"),
         Command("study", "pipeline.experiments.study", "Train one recipe with many seeds; summarise accuracies.",
                 "pipeline study --recipe best --seeds 10"),
         Command("sweep", "pipeline.experiments.sweep.command", "Search learning rate and gamma on held-out images.",

@@ -73,12 +73,14 @@ def picture(command: str, lines: Sequence[str]) -> str:
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(["run", "deploy"]))
-def main(names: Sequence[str]) -> None:
+@click.option("--keep", type=click.Path(path_type=Path), help="A folder for what `run` makes, kept.")
+def main(names: Sequence[str], keep: Path | None) -> None:
     """Renew the pictures of these sessions, or of both."""
     with tempfile.TemporaryDirectory() as scratch:
         for name in names or ("run", "deploy"):
             if name == "run":
-                command, words = "pipeline run", ["run", "--out", Path(scratch) / "out"]
+                out = keep or Path(scratch) / "out"
+                command, words = "pipeline run", ["run", "--out", out]
                 lines = shown(words, ROOT)
             else:
                 server = Server(Path(scratch) / "board", borrow=True)
@@ -88,7 +90,9 @@ def main(names: Sequence[str]) -> None:
                     lines = shown(words, ROOT)
                 finally:
                     server.stop()
-            lines = [line.replace(f"{scratch}/", "") for line in lines if " 0%|" not in line]  # bars that went on
+            lines = [line for line in lines if " 0%|" not in line]  # bars that went on
+            for long, short in ((f"{scratch}/", ""), *([(str(keep), "out")] if keep else [])):
+                lines = [line.replace(long, short) for line in lines]
             (ROOT / f"tests/screens/{name}.svg").write_text(picture(command, lines))
 
 

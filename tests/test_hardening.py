@@ -28,6 +28,7 @@ QUICK = (
     "adopt",
     "classes",
     "certificate",
+    "labels",
 )
 
 

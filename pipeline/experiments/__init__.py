@@ -1,1 +1,1 @@
-"""Experiments about training as such, not about one artifact: a study of many seeds, a sweep."""
+"""What is done about trainings, not about one artifact: a study of many seeds, a sweep, a teacher's labels."""

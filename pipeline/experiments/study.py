@@ -19,11 +19,13 @@ from pipeline.records import code, manifest
 from pipeline.records.experiments import Study
 from pipeline.records.manifest import Artifact
 from pipeline.stages import Data, Out, check, train
+from pipeline.stages.train import Labels
+from pipeline.training import labels as teaching
 from pipeline.training import models
 from pipeline.training import recipe as recipes
 from pipeline.training.model import Recipe
 
-KIND, FILE = "study", "study-{recipe}.json"
+KIND, FILE = "study", train.STUDY
 NEEDS = ("torch", "safetensors")
 LAST_SEED = recipes.LIMITS["seed"][1]
 MEASURED = (b"Test set:", b"Held-out set:")  # how the line begins that a training prints after every epoch
@@ -39,6 +41,7 @@ def run(
     workers: Annotated[int | None, "Trainings at once, one processor thread each; by default as many as cores."] = None,
     hold_out: Annotated[int, "Hold out N training images and measure on them, to choose a recipe."] = 0,
     limit: Annotated[int | None, "Train on only the first N images, for a quick trial."] = None,
+    labels: Labels = teaching.AUTO,
     change: Annotated[tuple[str, ...], "A number of the recipe to change, as NAME=VALUE; may be given again."] = (),
 ) -> Artifact:
     """Train a recipe with many seeds and sum up the last epochs' accuracies: mean, deviation, least, interval.
@@ -53,10 +56,10 @@ def run(
         raise UsageError(f"--seeds: expected 1 to {LAST_SEED + 1}, received {seeds}: a seed goes from 0 to {LAST_SEED}")
     if workers < 1:
         raise UsageError(f"--workers: expected 1 or more, received {workers}")
-    shared: dict[str, Any] = {"recipe": recipe, "hold_out": hold_out, "limit": limit, "train_threads": 1}
-    shared |= _numbers(change)
+    shared: dict[str, Any] = {"recipe": recipe, "hold_out": hold_out, "limit": limit, "labels": labels}
+    shared |= {"train_threads": 1} | _numbers(change)
     wanted = train.options(model, data=source, **shared)
-    path = out / FILE.format(recipe=recipe)
+    path = out / train.study(recipe, labels)
     paths = [path.with_suffix("") / str(seed) / train.FILE.format(model=model) for seed in range(seeds)]
     runs = {}
     for seed, each in enumerate(paths):

@@ -13,11 +13,13 @@ from pipeline.records.facts import (
     Count,
     Digests,
     Facts,
+    FileName,
     ModelName,
     Name,
     Part,
     Positive,
     Reasons,
+    Sha256,
     Share,
     Size,
     Words,
@@ -82,14 +84,37 @@ class Layer(Part, frozen=True):
 Layers = Annotated[list[Layer], Meta(min_length=1, max_length=10_000)]
 
 
+class Taught(Part, frozen=True):
+    """The labels of a teacher that a network was trained with besides the images' own, and how much they counted."""
+
+    file: FileName
+    sha256: Sha256
+    teacher: ModelName
+    teacher_accuracy: Share
+    weight: Share
+    temperature: Amount
+
+
 class Checkpoint(Form, frozen=True):
-    """A trained network."""
+    """A trained network. `taught` is None if the images' own labels were all that it was trained with."""
 
     layers: Layers
     parameters: Positive
     batch_norms: Count
     train_accuracy: Share
     test_accuracy: Share
+    taught: Taught | None = None
+
+
+class Labels(Facts, frozen=True):
+    """A teacher's answers for a model's training images; `agreeing` of them are the images' own labels."""
+
+    model: ModelName
+    teacher: ModelName
+    teacher_accuracy: Share  # of its test set
+    images: Positive
+    classes: Positive
+    agreeing: Share
 
 
 class Check(Facts, frozen=True):

@@ -16,12 +16,13 @@ from msgspec import Meta, Struct
 from pipeline.records.devices import Doctor
 from pipeline.records.experiments import Study, Sweep
 from pipeline.records.facts import UNPRINTED, Count, Digests, Facts, FileName, Name, Options, Sha256, Versions
-from pipeline.records.forms import Check, Checkpoint, Engine, EngineOptions, Folded, Half, Quantized, Unfolded
+from pipeline.records.forms import Check, Checkpoint, Engine, EngineOptions, Folded, Half, Labels, Quantized, Unfolded
 from pipeline.records.releases import Boards, DeviceReport, Release, ReleaseCheck
 from pipeline.records.reports import Certificate, History, Latency, Picture, Predictions, Verification
 
 KINDS: dict[str, type[Facts]] = {
     "check": Check,
+    "labels": Labels,
     "checkpoint": Checkpoint,
     "unfolded": Unfolded,
     "folded": Folded,

@@ -139,8 +139,13 @@ def _chain_breaks(line: list[Artifact]) -> Iterator[str]:
         adopted = root.kind == export.KIND and root.facts.adopted
         if not root.parents or not (root.kind == train.KIND or adopted):
             yield f"{root.name}: expected the record of what it was made from, {', '.join(root.parents) or 'unnamed'}"
-        elif root.facts.model.data == "mnist" and not adopted and set(root.parents.values()) != published:
+        elif root.facts.model.data == "mnist" and not adopted and _pixels(root) != published:
             yield f"{root.name}: trained on {root.parents}: expected the published MNIST files"
+
+
+def _pixels(root: Artifact) -> set[str]:
+    """Return the digests of what a checkpoint was trained on, but for a teacher's labels."""
+    return set(root.parents.values()) - ({root.facts.taught.sha256} if root.facts.taught else set())
 
 
 def proof_gaps(verification: Artifact, forms: list[Artifact]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -14,11 +15,13 @@ import numpy as np
 from pipeline import console
 from pipeline.data import imagesets
 from pipeline.data.imagesets import ImageSet
+from pipeline.errors import PipelineError
 from pipeline.records import code, manifest
-from pipeline.records.forms import Checkpoint, Reference
+from pipeline.records.forms import Checkpoint, Reference, Taught
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import History
 from pipeline.stages import Data, Out, check
+from pipeline.training import labels as teaching
 from pipeline.training import models
 from pipeline.training import recipe as recipes
 from pipeline.training import resume as snapshot
@@ -30,6 +33,14 @@ if TYPE_CHECKING:
 KIND, FILE = "checkpoint", "{model}.safetensors"
 NEEDS = ("torch", "safetensors")
 SNAPSHOT, HISTORY = "{model}.training.safetensors", "{model}.history.csv"
+STUDY = "study-{name}.json"  # of many seeds; those of the project's own models lie in its artifacts/
+ARITHMETIC = ("device", "precision", "train_threads")  # another one is another draw of the same recipe
+
+Labels = Annotated[
+    str,
+    "auto: besides the images' own, a teacher's, if they lie beside the model file and are for these images; hard: the "
+    "images' own alone; or a file that `pipeline teach` made.",
+]
 
 
 def run(
@@ -46,6 +57,7 @@ def run(
     train_threads: Annotated[
         int | None, "Processor threads to train with; by default two, or one if there is one."
     ] = None,
+    labels: Labels = teaching.AUTO,
     resume: Annotated[
         bool | None, "Continue an interrupted training; by default if there is one with the same options."
     ] = None,
@@ -65,6 +77,8 @@ def run(
     warmup: Annotated[float | None, "Share of a linear schedule that goes up."] = None,
     dropout: Annotated[float | None, "Share of activations dropped."] = None,
     label_smoothing: Annotated[float | None, "Share of the target spread over all classes."] = None,
+    teacher_weight: Annotated[float | None, "Share of the loss that is to a teacher's labels."] = None,
+    temperature: Annotated[float | None, "What logits are divided by, for a teacher's labels."] = None,
     rotation: Annotated[float | None, "Augmentation: degrees, either way."] = None,
     shift: Annotated[float | None, "Augmentation: pixels, either way."] = None,
     scale: Annotated[float | None, "Augmentation: relative, either way."] = None,
@@ -82,10 +96,13 @@ def run(
     trained = check.model(model)
     train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
     imagesets.remark_shared(measured, train)
-    chosen["images"] = train.digests
+    taught, unused = teaching.find(model, labels, train)
+    if unused:
+        console.say(unused)
+    chosen |= _recorded(train, taught)
     source = "mnist" if train.name == imagesets.MNIST["train"] else data or trained.data
     kept = out / SNAPSHOT.format(model=model)
-    network, predictions, history = _epochs(Trainer.of(chosen), train, measured, kept, chosen, resume)
+    network, predictions, history = _epochs(Trainer.of(chosen), train, taught, measured, kept, chosen, resume)
     import safetensors.torch
 
     path, content = out / FILE.format(model=model), safetensors.torch.save(copied(network.state_dict()))
@@ -101,19 +118,49 @@ def run(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         train_accuracy=history[-1]["train_accuracy"],
         test_accuracy=history[-1]["test_accuracy"],
+        taught=_taught(taught, chosen),
     )
     versions = manifest.versions("torch", "safetensors", "numpy")
-    checkpoint = manifest.write(path, content, facts=facts, parents=train.digests, versions=versions, **how)
+    made_from = train.digests | ({taught.name: taught.sha256} if taught else {})
+    checkpoint = manifest.write(path, content, facts=facts, parents=made_from, versions=versions, **how)
     kept.unlink(missing_ok=True)
+    if not hold_out and limit is None and facts.test_accuracy < trained.gate:
+        console.say(_under_the_gate(checkpoint, recipe))
     return checkpoint
 
 
+def study(recipe: str, labels: str) -> str:
+    """Return the name of the file of a study of a recipe with such labels."""
+    return STUDY.format(name=f"{recipe}-hard" if labels == teaching.HARD else recipe)
+
+
+def _under_the_gate(checkpoint: Artifact, recipe: str) -> str:
+    """Return how a training fell short, how many in a study of the same numbers did, and what may help."""
+    facts, chosen = checkpoint.facts, checkpoint.options
+    model, name = models.get(chosen["model"]), study(recipe, chosen["labels"])
+    text = f"seed {chosen['seed']} ends at {facts.test_accuracy:.2%}, under the gate of {model.gate:.2%}"
+    with contextlib.suppress(PipelineError):  # of a model without a study, or an installed wheel
+        made = manifest.read(models.PACKAGE.parent / "artifacts" / name).facts
+        if all(chosen.get(each) == value for each, value in made.numbers.items() if each not in ARITHMETIC):
+            under = sum(accuracy < 100 * made.gate for accuracy in made.accuracies)
+            text += f", as {under} of {len(made.accuracies)} seeds did in {name}"
+    others = [f"--seed {chosen['seed'] + 1}"] + [f"--recipe {name}" for name in model.recipes if name != recipe]
+    return f"{text}: try {' or '.join(others)}"
+
+
 def _epochs(
-    trainer: Trainer, train: ImageSet, measured: ImageSet, kept: Path, options: dict[str, Any], resume: bool | None
+    trainer: Trainer,
+    train: ImageSet,
+    taught: Artifact | None,
+    measured: ImageSet,
+    kept: Path,
+    options: dict[str, Any],
+    resume: bool | None,
 ) -> tuple[torch.nn.Module, np.ndarray, list[dict[str, Any]]]:
     """Train to the end, with a snapshot after each epoch but the last; return the network, its answers, all figures."""
     begun, history = snapshot.resume(kept, options, resume)
-    for network, figures, state in trainer.fit(train.images, train.labels, begun, len(history)):
+    teacher = teaching.unpack(taught) if taught else None
+    for network, figures, state in trainer.fit(train.images, train.labels, teacher, begun, len(history)):
         loss, predictions = trainer.measure(network, measured)
         correct, n = int((predictions == measured.labels).sum()), len(measured)
         what = "Held-out set" if options["hold_out"] else "Test set"
@@ -124,12 +171,29 @@ def _epochs(
     return network, predictions, history
 
 
-def options(model: str, *, data: str | None = None, **given: Any) -> dict[str, Any]:
-    """Return what a checkpoint depends on: complete options, and the digests of the images that they choose."""
+def options(model: str, *, data: str | None = None, labels: str = teaching.AUTO, **given: Any) -> dict[str, Any]:
+    """Return what a checkpoint depends on: complete options, and the digests of the images and labels they choose."""
     chosen, trained = recipes.options(model, **given), models.get(model)
     how_many = chosen["hold_out"], chosen["limit"]
     train, _ = imagesets.split(data or trained.data, trained.input, trained.classes, *how_many)
-    return {**chosen, "images": train.digests}
+    return chosen | _recorded(train, teaching.find(model, labels, train)[0])
+
+
+def _recorded(train: ImageSet, taught: Artifact | None) -> dict[str, Any]:
+    return {"images": train.digests, "labels": taught.sha256 if taught else teaching.HARD}
+
+
+def _taught(labels: Artifact | None, options: dict[str, Any]) -> Taught | None:
+    if labels is None:
+        return None
+    return Taught(
+        file=labels.name,
+        sha256=labels.sha256,
+        teacher=labels.facts.teacher,
+        teacher_accuracy=labels.facts.teacher_accuracy,
+        weight=options["teacher_weight"],
+        temperature=options["temperature"],
+    )
 
 
 def sources(model: str) -> tuple[Path, ...]:

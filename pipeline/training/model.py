@@ -31,6 +31,8 @@ class Recipe:
     warmup: float = 0.2  # share of a linear schedule that goes up
     dropout: float = 0.0  # passed to `network`, if it takes it
     label_smoothing: float = 0.0
+    teacher_weight: float = 0.9  # share of the loss that is to a teacher's labels, where the model has some
+    temperature: float = 3.0  # that the teacher's and the network's logits are divided by
     rotation: float = 0.0  # degrees, either way, uniform; so are the next three
     shift: float = 0.0  # pixels
     scale: float = 0.0  # relative
@@ -62,6 +64,7 @@ class Model:
     version: str = "1.0.0"
     licence: str = "unknown"
     input_meaning: str = ""
+    teacher: str | None = None  # name of the model that `pipeline teach` trains to label this one's training images
 
     def __post_init__(self) -> None:
         self.card("name")

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipeline.training.loss import Loss
 
 BLOCK = 16  # channels in one vector of oneDNN's layout
 Back = Callable[[Tensor], tuple[Tensor, list[Tensor]]]  # gradient of the output -> of the input, and of the parameters
@@ -57,14 +58,14 @@ def _supported(layer: nn.Module, before: nn.Module | None) -> bool:
 
 
 class Step:
-    """SGD with momentum on the cross-entropy of a `usable` network, whose tensors become views of padded ones.
+    """SGD with momentum on the loss of a `usable` network, whose tensors become views of padded ones.
 
     Layers compute in `dtype` (float32, or bfloat16 with float32 sums); weights, running statistics and momentum are
     float32. Evaluation is left to the network itself.
     """
 
-    def __init__(self, network: nn.Sequential, dtype: torch.dtype, momentum: float, label_smoothing: float) -> None:
-        self._dtype, self._decay, self._smoothing = dtype, momentum, label_smoothing
+    def __init__(self, network: nn.Sequential, dtype: torch.dtype, momentum: float, loss: Loss) -> None:
+        self._dtype, self._decay, self._loss = dtype, momentum, loss
         self._classes = next(layer.out_channels for layer in reversed(network) if isinstance(layer, nn.Conv2d))
         self._counts = [layer.num_batches_tracked for layer in network if isinstance(layer, nn.BatchNorm2d)]
         parameters = list(network.parameters())
@@ -80,8 +81,8 @@ class Step:
         self._layers = [_layer(layer, pairs) for layer in network if not isinstance(layer, nn.Dropout)]
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, targets: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """Take a step on float32 images `[n, c, h, w]` with int64 targets `[n]`.
+    def __call__(self, images: Tensor, labels: Tensor, teacher: Tensor | None, lr: float) -> tuple[Tensor, Tensor]:
+        """Take a step on float32 images `[n, c, h, w]` with int64 labels `[n]` and a teacher's logits `[n, classes]`.
 
         Returns the mean loss, a float32 scalar, and the float32 logits `[n, classes]` from before the step.
         """
@@ -92,7 +93,7 @@ class Step:
             backs.append(back)
         dense = hidden.to_dense(torch.float32)
         logits = dense[:, : self._classes].flatten(1)
-        loss, gradient = _cross_entropy(logits, targets, self._smoothing)
+        loss, gradient = self._loss(logits, labels, teacher)
         whole = torch.zeros_like(dense)
         whole[:, : self._classes] = gradient.view_as(dense[:, : self._classes])
         gradient = whole.to_mkldnn(self._dtype)
@@ -120,15 +121,6 @@ def _views(flat: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
 def _within(whole: Tensor, like: Tensor) -> Tensor:
     """Return the part of a padded tensor that is the tensor itself, not the padding."""
     return whole[tuple(map(slice, like.shape))]
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return a batch's mean loss, as `F.cross_entropy` does, and its gradient: softmax less target, over n."""
-    n, classes = logits.shape
-    wanted = torch.full_like(logits, smoothing / classes)
-    wanted.scatter_(1, targets[:, None], 1 - smoothing + smoothing / classes)
-    log = F.log_softmax(logits, 1)
-    return -(wanted * log).sum() / n, log.exp().sub_(wanted).div_(n)
 
 
 def _layer(layer: nn.Module, parameters: Iterator[tuple[Tensor, Tensor]]) -> Layer:

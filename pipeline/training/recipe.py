@@ -10,7 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.machine import host as machine
 from pipeline.training import models
 
-SHARES = ("momentum", "gamma", "warmup", "dropout", "label_smoothing", "ease")
+SHARES = ("momentum", "gamma", "warmup", "dropout", "label_smoothing", "teacher_weight", "ease")
 LIMITS = {  # least and most; for every other number, 0 and no limit
     # A random stream is (seed << 16) + epoch, and PyTorch's generator on a CPU keeps 32 bits of it: seed 65,536 would
     # be seed 0 once more, and epoch 65,536 the next seed's first one.
@@ -22,10 +22,11 @@ LIMITS = {  # least and most; for every other number, 0 and no limit
     "batch_size": (1, math.inf),
     "lr": (1e-9, 1e3),
     "step_size": (1, math.inf),
+    "temperature": (0.1, 100),
     **dict.fromkeys(SHARES, (0, 1)),
 }
 SCHEDULES = ("step", "linear")
-WITHOUT_EFFECT = {"out", "data", "resume"}  # options of `train` that a checkpoint doesn't depend on
+WITHOUT_EFFECT = {"out", "data", "resume", "labels"}  # of the options of `train`, those that are no numbers of these
 
 
 def options(

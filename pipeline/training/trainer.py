@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    Step = Callable[[torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
+    from pipeline.training.loss import Loss
+
+    Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float], tuple[torch.Tensor, torch.Tensor]]
 
 # Images augmented at once: large enough to be fast, small enough to stay in tens of megabytes.
 CHUNK, VALUES = 6144, 6144 * 28 * 28
@@ -38,15 +41,22 @@ class Trainer:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, quiet: bool = False) -> Trainer:
-        """Return the trainer for complete options, as `recipe.options` returns them."""
-        recipe = Recipe(**{field.name: options[field.name] for field in fields(Recipe)})
+        """Return the trainer for complete options, as `recipe.options` or an earlier version's record has them."""
+        recipe = Recipe(**{field.name: options[field.name] for field in fields(Recipe) if field.name in options})
         seed, device, precision = options["seed"], options["device"], options["precision"]
         return cls(models.get(options["model"]), recipe, seed, device, precision, options["train_threads"], quiet)
 
     def fit(
-        self, images: np.ndarray, labels: np.ndarray, begun: Mapping[str, torch.Tensor] | None = None, done: int = 0
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        teacher: np.ndarray | None = None,
+        begun: Mapping[str, torch.Tensor] | None = None,
+        done: int = 0,
     ) -> Iterator[tuple[torch.nn.Module, dict[str, float], dict[str, torch.Tensor]]]:
         """Train on uint8 images `[n, c, h, w]` with integer labels `[n]`, one epoch a step.
+
+        `teacher` has a teacher's float32 logits `[n, classes]` for them, if the loss is to use those, too.
 
         Yields after every epoch the network, that epoch's figures, and a copy of the state. With it (`begun`) and the
         number of epochs `done`, a later call continues as if training had never stopped: every epoch draws its random
@@ -55,6 +65,7 @@ class Trainer:
         import torch
 
         from pipeline.training import onednn
+        from pipeline.training.loss import Loss
 
         _deterministic()
         machine.keep_freed_memory()
@@ -62,18 +73,21 @@ class Trainer:
         torch.manual_seed(self.seed)
         network = self.model.build(self.recipe.dropout).to(self.device)
         kind = getattr(torch, self.precision)
-        how = network, kind, self.recipe.momentum, self.recipe.label_smoothing
+        how = network, kind, self.recipe.momentum, Loss(self.recipe)
         step = onednn.Step(*how) if self.device == "cpu" and onednn.usable(network, kind) else _Step(*how)
         if begun:
             for name, tensor in state(network, step.momentum).items():
                 tensor.copy_(begun[name])
         pixels, targets = torch.from_numpy(images).to(self.device), torch.from_numpy(labels).long().to(self.device)
+        answers = None if teacher is None else torch.from_numpy(teacher).to(self.device)
         for epoch in range(done, self.recipe.epochs):
             network.train()
-            figures = self._epoch(step, pixels, targets, epoch)
+            figures = self._epoch(step, pixels, targets, answers, epoch)
             yield network, figures, copied(state(network, step.momentum))
 
-    def _epoch(self, step: Step, pixels: torch.Tensor, targets: torch.Tensor, epoch: int) -> dict[str, float]:
+    def _epoch(
+        self, step: Step, pixels: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None, epoch: int
+    ) -> dict[str, float]:
         """Pass over all images once, with loss, batch, accuracy and it/s in a bar, and return the epoch's figures."""
         import torch
 
@@ -82,8 +96,8 @@ class Trainer:
         batches = -(-n // size) - (n > size and n % size == 1)
         loss_sum, correct = (torch.zeros((), dtype=kind, device=self.device) for kind in (torch.float32, torch.int64))
         with console.progress(batches, "it", f"epoch {epoch + 1}", quiet=self.quiet) as bar:
-            for number, (x, y) in enumerate(self._batches(pixels, targets, epoch)):
-                loss, logits = step(x, y, learning_rate(self.recipe, epoch + number / batches))
+            for number, (x, y, answers) in enumerate(self._batches(pixels, targets, teacher, epoch)):
+                loss, logits = step(x, y, answers, learning_rate(self.recipe, epoch + number / batches))
                 loss_sum += loss * len(y)
                 correct += (logits.argmax(1) == y).sum()
                 if bar.update() or number + 1 == batches:
@@ -98,10 +112,11 @@ class Trainer:
         }
 
     def _batches(
-        self, pixels: torch.Tensor, targets: torch.Tensor, epoch: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield augmented, normalised float32 batches `[b, c, h, w]` and their targets `[b]`, in the epoch's own order.
+        self, pixels: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None, epoch: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Yield augmented, normalised float32 batches `[b, c, h, w]`, their targets `[b]` and their teacher's logits.
 
+        Images come in the epoch's own order.
         Many whole batches are augmented in one call, since one call per batch costs more.
         """
         import torch
@@ -115,7 +130,8 @@ class Trainer:
             if strength > 0:
                 x = (self.model.augment or augment)(x, generator, self.recipe, strength)
             x = normalised(x, self.model)
-            yield from zip(_split(x, size), _split(targets[chunk], size), strict=True)
+            answers = itertools.repeat(None) if teacher is None else _split(teacher[chunk], size)
+            yield from zip(_split(x, size), _split(targets[chunk], size), answers, strict=False)
 
     def measure(self, network: torch.nn.Module, test: ImageSet) -> tuple[float, np.ndarray]:
         """Return mean cross-entropy and predictions `[n]` of a network in evaluation mode, in float32."""
@@ -137,27 +153,28 @@ class Trainer:
 class _Step:
     """A step as `onednn.Step` takes it, by autograd, for any network and device."""
 
-    def __init__(self, network: torch.nn.Module, kind: torch.dtype, momentum: float, label_smoothing: float) -> None:
+    def __init__(self, network: torch.nn.Module, kind: torch.dtype, momentum: float, loss: Loss) -> None:
         import torch
 
-        self._network, self._kind = network.to(memory_format=torch.channels_last), kind
-        self._loss = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self._network, self._kind, self._loss = network.to(memory_format=torch.channels_last), kind, loss
         self._optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=momentum)
         self.momentum = [torch.zeros_like(parameter) for parameter in network.parameters()]
         for parameter, buffer in zip(network.parameters(), self.momentum, strict=True):
             self._optimizer.state[parameter]["momentum_buffer"] = buffer  # else made at the first step
 
-    def __call__(self, images: torch.Tensor, targets: torch.Tensor, lr: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None, lr: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         self._optimizer.param_groups[0]["lr"] = lr
         with torch.autocast(images.device.type, self._kind, enabled=self._kind is not torch.float32):
             logits = self._network(images.contiguous(memory_format=torch.channels_last)).flatten(1).float()
-        loss = self._loss(logits, targets)
+        loss, gradient = self._loss(logits.detach(), labels, teacher)
         self._optimizer.zero_grad()
-        loss.backward()
+        logits.backward(gradient)
         self._optimizer.step()
-        return loss.detach(), logits.detach()
+        return loss, logits.detach()
 
 
 def learning_rate(recipe: Recipe, epochs: float) -> float:

@@ -23,11 +23,11 @@ from pipeline.data import idx, imagesets, mnist, pictures
 from pipeline.data.imagesets import ImageSet
 from pipeline.records import kinds, manifest
 from pipeline.records.devices import Gpu
-from pipeline.records.forms import Engine
+from pipeline.records.forms import Engine, Labels
 from pipeline.release import archives, contents, files, signing, verify_release
 from pipeline.release.report import pages
 from pipeline.stages import adopt, card, certify
-from pipeline.training import models, recipe
+from pipeline.training import labels, models, recipe
 from tests.hardening import mutate
 from tests.support import elsewhere
 from tests.support.elsewhere import COLOURS
@@ -37,7 +37,7 @@ CARD = models.get("mnist_cnn").card("mnist_cnn")
 SHARES = {  # of the inputs: readers behind which native code lies get more
     "idx": 1.5, "idx.gz": 0.5, "npz": 1, "pickle": 1.5, "checkpoint": 1.5, "record": 2, "onnx": 2, "fp16": 2,
     "engine": 0.5, "report": 1.5, "archive": 1, "release": 1, "picture": 2, "signature": 0.5, "options": 1.5,
-    "int8": 2, "adopt": 2, "classes": 1, "certificate": 1,
+    "int8": 2, "adopt": 2, "classes": 1, "certificate": 1, "labels": 1,
 }  # fmt: skip
 MEASURED = {"confusion": [[1]], "calibration": {"bins": [], "error": 0.0}, "mistakes": []}  # what a report shows
 
@@ -210,6 +210,13 @@ def _certificate(folder: Path, chance: random.Random) -> None:
     assert kinds.plain(made.facts) == expected, "other bounds than undisturbed"
 
 
+def _labels(folder: Path, chance: random.Random) -> None:
+    path = folder / "mnist_cnn.labels.safetensors"
+    rewritten(path, chance, chance.random() < 0.3)
+    found, _ = labels.find("mnist_cnn", str(path), _images(folder / "few.npz"))
+    assert labels.unpack(found).shape == (20, 10), "labels of another shape"
+
+
 def _options(folder: Path, chance: random.Random) -> None:
     numbers = (0, 1, -1, 0.5, 2, 64, 1e9, 2**16, 2**31, 2**63, 10**30, 1e308, -1e308, float("nan"), float("inf"), None)
     names = ("epochs", "batch_size", "lr", "momentum", "step_size", "gamma", "dropout", "rotation", "elastic", "ease")
@@ -234,6 +241,7 @@ ACTS: dict[str, Callable[[Path, random.Random], None]] = {
     "engine": _form("mnist_cnn.engine", 0.7), "report": _report, "archive": _archive, "release": _release,
     "picture": _picture, "signature": _signature, "options": _options,
     "int8": _form("mnist_cnn.int8.onnx", 0.1), "adopt": _adopt, "classes": _classes, "certificate": _certificate,
+    "labels": _labels,
 }  # fmt: skip
 
 
@@ -260,14 +268,14 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
     """The undamaged files of a target."""
     folder.mkdir()
     few = imagesets.load(data, "test", (1, 28, 28), DIGITS)
-    some, labels = few.images[:20], few.labels[:20]
+    some, classes = few.images[:20], few.labels[:20]
     if target.startswith("idx"):
         (folder / "x-images-idx3-ubyte").write_bytes(idx.file(some[:, 0]))
-        (folder / "x-labels-idx1-ubyte").write_bytes(idx.file(labels.astype(np.uint8)))
+        (folder / "x-labels-idx1-ubyte").write_bytes(idx.file(classes.astype(np.uint8)))
     elif target == "npz":
-        np.savez_compressed(folder / "few.npz", images=some, labels=labels)
+        np.savez_compressed(folder / "few.npz", images=some, labels=classes)
     elif target == "pickle":
-        parts = [(some[:, 0].reshape(20, 784).astype(np.float32) / 256, labels)] * 3
+        parts = [(some[:, 0].reshape(20, 784).astype(np.float32) / 256, classes)] * 3
         (folder / "arrays.pkl").write_bytes(pickle.dumps(parts, 2))
     elif target in ("archive", "release", "signature"):
         shutil.copytree(release, folder, dirs_exist_ok=True)
@@ -289,6 +297,13 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
         elsewhere.classifier(folder)
         pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16), np.uint8)
         np.savez(folder / "few.npz", images=pixels, labels=np.arange(6) % 3)
+    elif target == "labels":
+        np.savez(folder / "few.npz", images=some, labels=classes)
+        answers = np.random.default_rng(0).normal(0, 5, (20, 10)).astype(np.float32)
+        about = {"model": "mnist_cnn", "teacher": "mnist_teacher", "teacher_accuracy": 1.0, "agreeing": 0.5}
+        facts = Labels(**about, images=20, classes=10)
+        pixels = _images(folder / "few.npz").digests
+        manifest.write(folder / "mnist_cnn.labels.safetensors", labels.pack(answers), facts=facts, parents=pixels)
     elif target == "classes":
         elsewhere.pictures(folder, 1, 2)
     elif target != "options":
@@ -304,5 +319,5 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
         facts = Engine(**card(form), gpu=gpu, element="HALF", build_seconds=1.0, layers=[])
         manifest.write(folder / "mnist_cnn.engine", b"engine" * 50, parents=[form], options=options, facts=facts)
     if target == "certificate":
-        np.savez(folder / "few.npz", images=some, labels=labels)
+        np.savez(folder / "few.npz", images=some, labels=classes)
         _interrupted(folder)

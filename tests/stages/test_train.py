@@ -214,3 +214,16 @@ def test_held_out_images_are_neither_trained_on_nor_tests(few, tmp_path):
     assert len(train) == 2600 and len(held) == 400
     both = {image.tobytes() for image in train.images} & {image.tobytes() for image in held.images}
     assert len(both) < 10  # MNIST has hardly an image twice
+
+
+def test_a_training_that_ends_under_the_gate_says_how_often_and_what_helps(few, release, tmp_path):
+    result = command("train", "--data", few, "--out", tmp_path, "--epochs", "1", "--labels", "hard")
+    assert re.search(
+        r"^seed 0 ends at \d\d\.\d\d%, under the gate of 99\.40%: try --seed 1 or --recipe best$", result.stderr, re.M
+    )
+    assert result.returncode == 0
+    made = manifest.recall(release / "mnist_cnn.safetensors")
+    study = manifest.read(release / "study-default.json").facts
+    under = sum(accuracy < 99.4 for accuracy in study.accuracies)
+    text = f", as {under} of {len(study.accuracies)} seeds did in study-default.json: try --seed 1 or --recipe best"
+    assert train._under_the_gate(made, "default").endswith(text)

@@ -61,10 +61,10 @@ def test_the_loss_falls(few, dropout):
     assert accuracies[2] > 0.7
 
 
-def batches(size: int, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(size: int, n: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     recipe = replace(MODEL.recipes["default"], batch_size=size)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 1, 28, 28), np.uint8))
-    return list(Trainer(MODEL, recipe, 0)._batches(pixels, torch.arange(n), 0))
+    return list(Trainer(MODEL, recipe, 0)._batches(pixels, torch.arange(n), torch.arange(n) * 2, 0))
 
 
 @pytest.mark.parametrize("size", [64, 100, 7000])
@@ -72,15 +72,16 @@ def test_every_image_is_in_one_batch_and_memory_does_not_grow_with_the_batch(siz
     calls, augment = [], augmentation.augment
     monkeypatch.setattr(training, "augment", lambda x, *rest: calls.append(len(x)) or augment(x, *rest))
     found = batches(size, 15_000)
-    assert [len(x) for x, _ in found[:-1]] == [size] * (len(found) - 1)
-    assert torch.cat([y for _, y in found]).sort().values.equal(torch.arange(15_000))
+    assert [len(x) for x, _, _ in found[:-1]] == [size] * (len(found) - 1)
+    assert torch.cat([y for _, y, _ in found]).sort().values.equal(torch.arange(15_000))
+    assert all(answers.equal(y * 2) for _, y, answers in found)
     assert calls[0] == {64: 96 * 64, 100: 6100, 7000: 7000}[size]  # 96 batches of the recipes: their bits depend on it
 
 
 def test_an_image_left_alone_joins_the_batch_before():
     """BatchNorm can't train on one image."""
-    assert [len(x) for x, _ in batches(64, 129)] == [64, 65]
-    assert [len(x) for x, _ in batches(64, 1)] == [1]
+    assert [len(x) for x, _, _ in batches(64, 129)] == [64, 65]
+    assert [len(x) for x, _, _ in batches(64, 1)] == [1]
 
 
 def test_a_picture_that_is_not_square_is_turned_without_distortion(monkeypatch):
