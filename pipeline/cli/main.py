@@ -115,24 +115,27 @@ class Run(Command):
 def run(model: str, force: bool, without: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run every stage whose inputs or options aren't those on record.
 
-    Prints the verification last.
+    Prints what each stage made as soon as it is made, and whether all forms pass last; `pipeline show FILE` prints any
+    of it again.
     """
     states: list[str] = []
     artifacts: list[Artifact] = []
     try:
         for artifact, state in chain.run(model, force=force, without=without, **options):
             console.say(f"{chain.maker(artifact):<9}{state}: {artifact.path}")
+            if state == chain.MADE and not as_json:
+                stages.get(chain.maker(artifact)).show(artifact)
             states.append(state)
             artifacts.append(artifact)
     finally:  # what was made is shown, also if a later stage fails
         if as_json:
             console.json({artifact.name: artifact.record() for artifact in artifacts})
-        else:
-            for artifact in sorted(artifacts, key=lambda each: each.kind == "verification"):
-                stages.get(chain.maker(artifact)).show(artifact)
-    _raise([problem for artifact in artifacts for problem in artifact.facts.failed])
     if set(states) == {chain.FRESH}:
         console.say("nothing to do: every artifact is as on record (--force makes them again)")
+    for proof in (artifact.facts for artifact in artifacts if artifact.kind == "verification" and not as_json):
+        least = min(row.accuracy for row in proof.rows)
+        console.result(f"{'passed' if proof.passed else 'FAILED'}: gate {proof.gate:.2%}, least accuracy {least:.2%}")
+    _raise([problem for artifact in artifacts for problem in artifact.facts.failed])
 
 
 @cli.command(cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
