@@ -174,6 +174,7 @@ def test_an_adopted_file_walks_the_chain_to_a_release(tmp_path, colours):
     ran = command("run", "theirs", "--out", tmp_path / "out", "--quick", "--batch", "1")
     assert ran.returncode == 0, ran.stderr
     assert "train" not in ran.stderr.split(" made:")[0] and "passed: gate 10.00%" in ran.stdout
+    assert "difference to the file's own answers" in command("show", tmp_path / "out/theirs.unfolded.onnx").stdout
     states = json.loads(command("status", tmp_path / "out", "--json").stdout)
     assert {link["state"] for link in states if link["stage"]} == {"fresh"}
     shipped = command("ship", tmp_path / "out", "--out", tmp_path / "release")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
 import sys
@@ -14,10 +13,10 @@ from typing import Any, NoReturn
 import click
 
 from pipeline import __version__, chain, commands, console, stages
-from pipeline.cli import inputs, parameters
+from pipeline.cli import inputs, parameters, shown
 from pipeline.errors import CheckFailed, PipelineError
 from pipeline.machine import extras as installs
-from pipeline.records import disk, kinds, manifest
+from pipeline.records import disk, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.training import models
 
@@ -148,7 +147,7 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
     """
     links = chain.status(folder, model)
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
-    _show_rows(rows, str(folder), as_json)
+    shown.rows(rows, str(folder), as_json)
     chain.refuse_altered(links)
 
 
@@ -156,39 +155,17 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
 def list_models(as_json: bool) -> None:
     """List the models: files in ./models, and the project's own."""
     cards = [models.get(name).card(name) for name in models.names()]
-    _show_rows([{"name": card.name, "title": card.title, "gate": card.gate} for card in cards], "models", as_json)
+    shown.rows([{"name": card.name, "title": card.title, "gate": card.gate} for card in cards], "models", as_json)
 
 
 @cli.command(cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
 @click.argument("what", metavar="MODEL|FILE")
 def show(what: str, as_json: bool) -> None:
-    """Show a model's layers and recipes, or an artifact's record."""
+    """Show a model's layers and recipes, or an artifact and its record."""
     if what not in models.names() and Path(what).exists():
-        console.json(manifest.read(Path(what)).record())
-        return
-    from pipeline.stages import check
-
-    model = models.get(what)
-    card, layers = model.card(what), check.facts(what).layers
-    total = sum(row.parameters for row in layers)
-    if as_json:
-        console.json(kinds.plain({"card": card, "layers": layers, "parameters": total}))
-        return
-    rows = [[f"{row.layer}-{n}", str(row.output), f"{row.parameters:,}"] for n, row in enumerate(layers, 1)]
-    console.table(["layer (type)", "output shape", "parameters"], rows, title=card.title)
-    console.result(f"Total params: {total:,}")
-    for name, recipe in model.recipes.items():
-        numbers = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(recipe).items())
-        console.result(f"Recipe {name}: {numbers}")
-
-
-def _show_rows(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
-    """A list of rows, as JSON or as a table whose headers are the rows' keys."""
-    if as_json:
-        console.json(rows)
+        shown.artifact(manifest.read(Path(what)), as_json)
     else:
-        cells = [[f"{each:.2%}" if isinstance(each, float) else each for each in row.values()] for row in rows]
-        console.table(list(rows[0]) if rows else [], cells, title=title)
+        shown.model(what, as_json)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

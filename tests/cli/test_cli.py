@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from pipeline import stages
+from pipeline import console, stages
+from pipeline.records import manifest
 from tests.support import ROOT, command, one_line, process, started
 
 COMMANDS = [*stages.names(), "run", "status", "models", "show"]
@@ -110,6 +111,31 @@ def test_an_empty_path_is_not_the_folder_one_is_in(line):
 def test_json_is_all_there_is_on_stdout(chain, few):
     for line in (["verify", chain / "mnist_cnn.onnx", "--data", few, "--gate", "0"], ["status", chain], ["models"]):
         json.loads(command(*line, "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mnist_cnn.safetensors", ["9,596 parameters; last epoch", "option dropout", "0.0", "option limit", "–"]),
+        ("mnist_cnn.onnx", ["BatchNorm: 5 of 5 folded", "parent mnist_cnn.unfolded.onnx", "version onnxscript"]),
+        ("mnist_cnn.int8.onnx", ["layers in int8", "parent mnist_cnn.onnx"]),
+        ("verification.json", ["McNemar", "passed: gate 80.00%", "option certificates"]),
+        ("mnist_cnn.history.csv", ["history", "option epochs"]),
+    ],
+)
+def test_show_is_for_people_and_json_for_programs(chain, name, told):
+    """As the command shows it that made it, then its record."""
+    shown, record = command("show", chain / name).stdout, manifest.read(chain / name).record()
+    assert [
+        each for each in [*told, record["kind"], record["sha256"], f"{record['bytes']:,}"] if each not in shown
+    ] == []
+    assert json.loads(command("show", chain / name, "--json").stdout) == record
+
+
+def test_a_table_has_names_as_they_are(capsys):
+    console.table(["image"], [["[/b] [red]:smile:.png"]], title="[/b]")
+    printed = capsys.readouterr().out
+    assert "[/b] [red]:smile:.png" in printed and printed.startswith("[/b]")
 
 
 @pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal's", "nohup's"])
