@@ -220,6 +220,10 @@ def test_each_graph_records_the_images_that_it_was_measured_on(chain):
 
 def test_status_of_no_folder_is_wrong_use(tmp_path):
     assert "no such folder" in one_line(command("status", tmp_path / "nothing"), 2)
+    (tmp_path / "notes.txt").write_text("no chain")
+    for more in ([], ["--json"], ["--model", "mnist_cnn"]):
+        assert f"{tmp_path}: no chain: expected" in one_line(result := command("status", tmp_path, *more), 2)
+        assert not result.stdout
 
 
 STAGE = '''"""List the sizes of every form."""

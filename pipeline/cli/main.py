@@ -14,7 +14,7 @@ import click
 
 from pipeline import __version__, chain, commands, console, stages
 from pipeline.cli import inputs, parameters, shown
-from pipeline.errors import CheckFailed, PipelineError
+from pipeline.errors import CheckFailed, PipelineError, UsageError
 from pipeline.machine import extras as installs
 from pipeline.records import disk, manifest
 from pipeline.records.manifest import Artifact
@@ -146,6 +146,8 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
     Exits 1 if one is altered. A file that no stage makes by itself is "recorded": unaltered, as its record has it.
     """
     links = chain.status(folder, model)
+    if not manifest.names(folder) and {link.state for link in links} == {chain.MISSING}:
+        raise UsageError(f"{folder}: no chain: expected a folder with what `pipeline run` made")
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
     shown.rows(rows, str(folder), as_json)
     chain.refuse_altered(links)
