@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from pipeline import console, stages
 from pipeline.records import manifest
 from tests.support import ROOT, command, one_line, process, started
+from tests.terminal import shown
 
 COMMANDS = [*stages.names(), "run", "status", "models", "show"]
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "scipy", "tensorrt", "numpy", "rich"}
@@ -138,16 +140,34 @@ def test_a_table_has_names_as_they_are(capsys):
     assert "[/b] [red]:smile:.png" in printed and printed.startswith("[/b]")
 
 
+def test_progress_is_bars_on_a_terminal_and_lines_in_a_file(chain, few, monkeypatch, capsys):
+    line = ["verify", chain / "mnist_cnn.onnx", "--data", few, "--gate", "0.8"]
+    assert any(each.startswith("mnist_cnn.onnx, cpu: 100%|") for each in shown(line, ROOT))
+    assert process(*line).stderr == ""
+    log = (chain / "run.log").read_text()
+    bars = [each for each in log.splitlines() if "%|" in each]
+    assert not re.search(r"[\r\x1b]", log) and len(bars) == 2 and all(each.startswith("Loss=") for each in bars)
+    monkeypatch.setattr(console, "EVERY", 0)
+    with console.progress(4, "image", "calibration") as bar:
+        assert bar.update(3) and bar.n == 3
+    assert re.fullmatch(r"calibration:  75%\|.*\| 3/4 \[.*image/s\]\n", capsys.readouterr().err)
+
+
+def test_a_missing_picture_is_told_before_any_bar(tmp_path):
+    with pytest.raises(SystemExit, match=r"\Aerror: none.png: no such file or folder\s*\Z"):
+        shown(["predict", "none.png", "--model", ROOT / "artifacts/mnist_cnn.onnx"], tmp_path)
+
+
 @pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal's", "nohup's"])
 def test_ctrl_c_is_one_line(few, tmp_path, inherited):
     """Also where the tests run with SIGINT ignored, which child processes inherit."""
     before = signal.signal(signal.SIGINT, inherited)
     try:
-        running = started("train", "--data", few, "--out", tmp_path)
+        running = started("train", "--data", few, "--out", tmp_path, "--train-threads", "1")
     finally:
         signal.signal(signal.SIGINT, before)
     seen = b""
-    while b"epoch 1" not in seen:
+    while b"Test set:" not in seen:
         seen += os.read(running.stderr.fileno(), 1000) or pytest.fail("ended before it was interrupted")
     running.send_signal(signal.SIGINT)
     _, rest = running.communicate(timeout=60)
