@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ from pipeline.records import disk, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.training import models
 
+SAVED = "completed work is saved; run the same command again to continue"
+# What an interrupted command leaves that it goes on from.
+LEFT = {"run": SAVED, "study": SAVED, "sweep": SAVED}
+LEFT["train"] = "what whole epochs there are is saved; run the same command again to continue"
 SHOWN = 5  # failures named in the error line; the report has all
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -174,6 +179,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point: every expected error becomes one line on stderr and an exit code."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    name = next(iter(arguments or sys.argv[1:]), "")
+    if name in LEFT and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(arguments, prog_name="pipeline", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -191,17 +199,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"this needs {module}, which isn't installed: {installs.line([module])}", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
-    except (KeyboardInterrupt, click.Abort):
-        _fail(f"interrupted; {_after(next(iter(arguments or sys.argv[1:]), ''))}", 130)
+    except (KeyboardInterrupt, click.Abort, _Terminated) as error:
+        _fail(f"interrupted; {LEFT.get(name, 'no partial files are left')}", getattr(error, "code", 130))
 
 
-def _after(name: str) -> str:
-    """What an interrupted command leaves, and how to go on."""
-    if name == "train":
-        return "what whole epochs there are is saved; run the same command again to continue"
-    if name in ("run", "study", "sweep"):
-        return "completed work is saved; run the same command again to continue"
-    return "no partial files are left"
+class _Terminated(SystemExit):
+    """SIGTERM, as `kill` and a system that shuts down send it; a SystemExit ends asyncio's loop, too."""
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    raise _Terminated(128 + number)
 
 
 def _fail(message: str, code: int) -> NoReturn:

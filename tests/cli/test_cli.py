@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -166,9 +167,27 @@ def test_ctrl_c_is_one_line(few, tmp_path, inherited):
         running = started("train", "--data", few, "--out", tmp_path, "--train-threads", "1")
     finally:
         signal.signal(signal.SIGINT, before)
-    seen = b""
-    while b"Test set:" not in seen:
-        seen += os.read(running.stderr.fileno(), 1000) or pytest.fail("ended before it was interrupted")
-    running.send_signal(signal.SIGINT)
-    _, rest = running.communicate(timeout=60)
-    assert running.returncode == 130 and b"Traceback" not in rest and b"error: interrupted" in rest
+    assert _interrupted(running, signal.SIGINT, tmp_path) == (
+        130,
+        "error: interrupted; what whole epochs there are is saved; run the same command again to continue",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("train", "what whole epochs there are is saved"), ("run", "completed work is saved")]
+)
+def test_sigterm_is_one_line_too(few, tmp_path, name, left):
+    running = started(name, "--data", few, "--out", tmp_path, "--train-threads", "1")
+    last = f"error: interrupted; {left}; run the same command again to continue"
+    assert _interrupted(running, signal.SIGTERM, tmp_path) == (143, last)
+
+
+def _interrupted(running: subprocess.Popen, number: int, folder: Path) -> tuple[int, str]:
+    """The exit code and last line of a training that gets a signal after an epoch."""
+    while not (folder / "mnist_cnn.training.safetensors").is_file():
+        assert running.poll() is None, "ended before it was interrupted"
+        time.sleep(0.1)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=60)
+    assert b"Traceback" not in errors
+    return running.returncode, errors.decode().splitlines()[-1]
