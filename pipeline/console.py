@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from json import dumps
 from typing import Any
+
+EVERY = 60  # seconds between a file's lines of progress
 
 
 def say(text: str) -> None:
@@ -32,7 +35,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, 
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    width = None if sys.stdout.isatty() else 160
+    console = Console(
+        file=sys.stdout, width=width, highlight=False, markup=False, emoji=False
+    )  # a name may have [ or :
     widths = {h: max(len(h), *(len(row[i]) for row in rows)) + 2 for i, h in enumerate(headers)} if rows else {}
     for header in spare:
         if sum(widths.values()) + 2 > console.width:
@@ -48,7 +54,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, 
 
 
 def progress(total: int | None, unit: str, description: str, *, quiet: bool = False) -> Any:
-    """A tqdm bar on stderr; into a file it writes a line a minute, since there it can't overwrite itself."""
+    """A tqdm bar on a terminal's stderr; into a file, lines: see `_Lines`."""
     from tqdm import tqdm
 
     class Bar(tqdm):
@@ -56,15 +62,48 @@ def progress(total: int | None, unit: str, description: str, *, quiet: bool = Fa
             self.leave = kind is None  # an error is the last line
             super().__exit__(kind, *more)
 
-    interval = 0.1 if sys.stderr.isatty() else 60
+    if not quiet and not sys.stderr.isatty():
+        return _Lines(total, unit, description)
     return Bar(
         total=total,
         unit=unit,
         desc=description,
         file=sys.stderr,
         disable=quiet,
-        mininterval=interval,
-        maxinterval=interval,
         unit_scale=unit == "B",
         dynamic_ncols=True,
     )
+
+
+class _Lines:
+    """Progress where a bar can't overwrite itself: a line a minute, and a last one if it was given words to say."""
+
+    def __init__(self, total: int | None, unit: str, description: str) -> None:
+        self.n, self._total, self._unit, self._description = 0, total, unit, description
+        self._begun = self._said = time.monotonic()
+        self._given = False
+
+    def update(self, n: int = 1) -> bool:
+        """Count on; return whether that was worth a line, as tqdm does."""
+        self.n += n
+        if due := time.monotonic() - self._said >= EVERY:
+            self._say()
+        return due
+
+    def set_description(self, text: str, refresh: bool = True) -> None:
+        self._description, self._given = text, True
+
+    def _say(self) -> None:
+        from tqdm import tqdm
+
+        self._said = time.monotonic()
+        elapsed = self._said - self._begun
+        how = {"prefix": self._description, "unit": self._unit, "unit_scale": self._unit == "B"}
+        say(tqdm.format_meter(self.n, self._total, elapsed, **how))
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self._given and kind is None:
+            self._say()

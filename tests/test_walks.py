@@ -140,6 +140,7 @@ def test_a_file_from_elsewhere_is_adopted_in_any_form(tmp_path, colours, how):
     assert adopted.parents.keys() == {"theirs.onnx as adopted"}
     accuracy = adopted.facts.reference.correct / 18
     assert adopted.facts.model.gate == pytest.approx(max(0, accuracy - adopt.MARGIN), abs=1e-4)
+    assert "18 images tell little: the 95 % interval of" in result.stderr
 
 
 def test_a_reshape_target_that_a_constant_shares_is_freed_for_the_batch_alone(tmp_path, colours):
@@ -174,6 +175,7 @@ def test_an_adopted_file_walks_the_chain_to_a_release(tmp_path, colours):
     ran = command("run", "theirs", "--out", tmp_path / "out", "--quick", "--batch", "1")
     assert ran.returncode == 0, ran.stderr
     assert "train" not in ran.stderr.split(" made:")[0] and "passed: gate 10.00%" in ran.stdout
+    assert "difference to the file's own answers" in command("show", tmp_path / "out/theirs.unfolded.onnx").stdout
     states = json.loads(command("status", tmp_path / "out", "--json").stdout)
     assert {link["state"] for link in states if link["stage"]} == {"fresh"}
     shipped = command("ship", tmp_path / "out", "--out", tmp_path / "release")
@@ -227,7 +229,7 @@ def _by_the_batch(model: onnx.ModelProto) -> None:
         (_second_input, [], 1, "has 2 inputs"),
         (_sequence, [], 1, "float32[1,3,16,16], more sequence_type)"),
         (lambda model: model.opset_import[0].__setattr__("version", 6), [], 1, "operator set 6: expected 7 or later"),
-        (lambda model: None, ["--classes", "red,green"], 1, "gives scores for [3] numbers an image: expected 2"),
+        (lambda model: None, ["--classes", "red,green"], 2, "gives 3 scores an image: expected 3 names by --classes, received 2"),
         (lambda model: None, ["--mean", "1,2"], 2, "--mean 1,2: expected one number, or 3"),
         (lambda model: None, ["--std", "x"], 2, "--std x: expected numbers"),
         (lambda model: None, ["--classes", "red"], 2, "expected two or more different names"),

@@ -45,14 +45,16 @@ def run(
     installs.require("predict", NEEDS)
     rows: list[Prediction] = []
     failures: list[str] = []
-    with models.load(model, threads=threads) as loaded, console.progress(None, "image", "predict") as bar:
+    with models.load(model, threads=threads) as loaded:
         record = loaded.record
         remaining = pictures.find(paths, record.facts.model, as_is, failures, one)
-        while batch := list(islice(remaining, models.BATCH)):
-            rows += _predictions(batch, loaded)
-            bar.update(len(batch))
-    if not rows:
-        raise UsageError("; ".join(failures))
+        if not (batch := list(islice(remaining, models.BATCH))):
+            raise UsageError("; ".join(failures))
+        with console.progress(None, "image", "predict") as bar:
+            while batch:
+                rows += _predictions(batch, loaded)
+                bar.update(len(batch))
+                batch = list(islice(remaining, models.BATCH))
     if strict:
         failures += [f"{row.image}: {row.remark}" for row in rows if row.remark]
     facts = Predictions(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,17 @@ from typing import Any, NoReturn
 import click
 
 from pipeline import __version__, chain, commands, console, stages
-from pipeline.cli import inputs, parameters
-from pipeline.errors import CheckFailed, PipelineError
+from pipeline.cli import inputs, parameters, shown
+from pipeline.errors import CheckFailed, PipelineError, UsageError
 from pipeline.machine import extras as installs
-from pipeline.records import disk, kinds, manifest
+from pipeline.records import disk, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.training import models
 
+SAVED = "completed work is saved; run the same command again to continue"
+# What an interrupted command leaves that it goes on from.
+LEFT = {"run": SAVED, "study": SAVED, "sweep": SAVED}
+LEFT["train"] = "what whole epochs there are is saved; run the same command again to continue"
 SHOWN = 5  # failures named in the error line; the report has all
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -115,24 +119,27 @@ class Run(Command):
 def run(model: str, force: bool, without: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Run every stage whose inputs or options aren't those on record.
 
-    Prints the verification last.
+    Prints what each stage made as soon as it is made, and whether all forms pass last; `pipeline show FILE` prints any
+    of it again.
     """
     states: list[str] = []
     artifacts: list[Artifact] = []
     try:
         for artifact, state in chain.run(model, force=force, without=without, **options):
             console.say(f"{chain.maker(artifact):<9}{state}: {artifact.path}")
+            if state == chain.MADE and not as_json:
+                stages.get(chain.maker(artifact)).show(artifact)
             states.append(state)
             artifacts.append(artifact)
     finally:  # what was made is shown, also if a later stage fails
         if as_json:
             console.json({artifact.name: artifact.record() for artifact in artifacts})
-        else:
-            for artifact in sorted(artifacts, key=lambda each: each.kind == "verification"):
-                stages.get(chain.maker(artifact)).show(artifact)
-    _raise([problem for artifact in artifacts for problem in artifact.facts.failed])
     if set(states) == {chain.FRESH}:
         console.say("nothing to do: every artifact is as on record (--force makes them again)")
+    for proof in (artifact.facts for artifact in artifacts if artifact.kind == "verification" and not as_json):
+        least = min(row.accuracy for row in proof.rows)
+        console.result(f"{'passed' if proof.passed else 'FAILED'}: gate {proof.gate:.2%}, least accuracy {least:.2%}")
+    _raise([problem for artifact in artifacts for problem in artifact.facts.failed])
 
 
 @cli.command(cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
@@ -144,8 +151,10 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
     Exits 1 if one is altered. A file that no stage makes by itself is "recorded": unaltered, as its record has it.
     """
     links = chain.status(folder, model)
+    if not manifest.names(folder) and {link.state for link in links} == {chain.MISSING}:
+        raise UsageError(f"{folder}: no chain: expected a folder with what `pipeline run` made")
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
-    _show_rows(rows, str(folder), as_json)
+    shown.rows(rows, str(folder), as_json)
     chain.refuse_altered(links)
 
 
@@ -153,45 +162,26 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
 def list_models(as_json: bool) -> None:
     """List the models: files in ./models, and the project's own."""
     cards = [models.get(name).card(name) for name in models.names()]
-    _show_rows([{"name": card.name, "title": card.title, "gate": card.gate} for card in cards], "models", as_json)
+    shown.rows([{"name": card.name, "title": card.title, "gate": card.gate} for card in cards], "models", as_json)
 
 
 @cli.command(cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
 @click.argument("what", metavar="MODEL|FILE")
 def show(what: str, as_json: bool) -> None:
-    """Show a model's layers and recipes, or an artifact's record."""
+    """Show a model's layers and recipes, or an artifact and its record."""
     if what not in models.names() and Path(what).exists():
-        console.json(manifest.read(Path(what)).record())
-        return
-    from pipeline.stages import check
-
-    model = models.get(what)
-    card, layers = model.card(what), check.facts(what).layers
-    total = sum(row.parameters for row in layers)
-    if as_json:
-        console.json(kinds.plain({"card": card, "layers": layers, "parameters": total}))
-        return
-    rows = [[f"{row.layer}-{n}", str(row.output), f"{row.parameters:,}"] for n, row in enumerate(layers, 1)]
-    console.table(["layer (type)", "output shape", "parameters"], rows, title=card.title)
-    console.result(f"Total params: {total:,}")
-    for name, recipe in model.recipes.items():
-        numbers = ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(recipe).items())
-        console.result(f"Recipe {name}: {numbers}")
-
-
-def _show_rows(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
-    """A list of rows, as JSON or as a table whose headers are the rows' keys."""
-    if as_json:
-        console.json(rows)
+        shown.artifact(manifest.read(Path(what)), as_json)
     else:
-        cells = [[f"{each:.2%}" if isinstance(each, float) else each for each in row.values()] for row in rows]
-        console.table(list(rows[0]) if rows else [], cells, title=title)
+        shown.model(what, as_json)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point: every expected error becomes one line on stderr and an exit code."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
+    name = next(iter(arguments or sys.argv[1:]), "")
+    if name in LEFT and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(arguments, prog_name="pipeline", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -209,17 +199,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"this needs {module}, which isn't installed: {installs.line([module])}", 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
-    except (KeyboardInterrupt, click.Abort):
-        _fail(f"interrupted; {_after(next(iter(arguments or sys.argv[1:]), ''))}", 130)
+    except (KeyboardInterrupt, click.Abort, _Terminated) as error:
+        _fail(f"interrupted; {LEFT.get(name, 'no partial files are left')}", getattr(error, "code", 130))
 
 
-def _after(name: str) -> str:
-    """What an interrupted command leaves, and how to go on."""
-    if name == "train":
-        return "what whole epochs there are is saved; run the same command again to continue"
-    if name in ("run", "study", "sweep"):
-        return "completed work is saved; run the same command again to continue"
-    return "no partial files are left"
+class _Terminated(SystemExit):
+    """SIGTERM, as `kill` and a system that shuts down send it; a SystemExit ends asyncio's loop, too."""
+
+
+def _terminate(number: int, _: object) -> NoReturn:
+    raise _Terminated(128 + number)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -63,6 +63,8 @@ def run(
     """
     if not on and (offline or clean or ssh_config):
         raise UsageError("--offline, --clean and --ssh-config are for a board: expected --on user@board, too")
+    if ssh_config and (ssh_config.is_dir() or not ssh_config.exists()):  # /dev/null is none, and no file either
+        raise UsageError(f"--ssh-config {ssh_config}: no such file: expected a configuration of ssh")
     if not on:
         extras.require("deploy", ["onnxruntime"])
     bench.expect(batch=batch, threads=threads)

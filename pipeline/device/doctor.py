@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import re
+import textwrap
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,7 @@ from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda, known_faults
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "onnxruntime-gpu", *library.MODULES, *cuda.PACKAGES)
+WIDTH = 110  # of what is missing, in characters
 
 
 def run() -> Artifact:
@@ -76,11 +79,20 @@ def show(made: Artifact) -> None:
             remedies.setdefault(each.remedy, []).append(each.what)
     console.table(["to", "state"], rows, title="what it can do")
     for remedy, uses in remedies.items():
-        console.result(f"{', '.join(uses)}: {remedy}")
+        _say(f"{', '.join(uses)}: {remedy}")
     for fault in facts.faults:
-        console.result(f"known fault: {fault}")
+        _say(f"known fault: {fault}")
     for warning in jetson.warnings([facts.jetson]) if facts.jetson else ():
-        console.result(f"unreliable measurement: {warning}")
+        _say(f"unreliable measurement: {warning}")
+
+
+def _say(text: str) -> None:
+    """Print what is long in lines of WIDTH, and each of several remedies on lines of its own; no command is broken."""
+    wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    whole = re.sub("`.*?`", lambda found: found[0].replace(" ", "\xa0"), text)
+    for part in whole.replace("; ", ";\n").split("\n"):
+        console.result(wrapper.fill(part).replace("\xa0", " "))
+        wrapper.initial_indent = "  "
 
 
 def summary(facts: Here) -> dict[str, str]:

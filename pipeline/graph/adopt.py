@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import CheckFailed, reason
+from pipeline.errors import CheckFailed, UsageError, reason
 from pipeline.graph import edit, load, metadata, passes, run
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _last_activation(model: ModelProto) -> NodeProto | None:
 def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classes: int, name: str) -> ModelProto:
     """Give a graph the chain's input, uint8 `images` [batch, c, h, w], and output, float32 `logits` [batch, classes].
 
-    The pixels are normalised in front, a Softmax at the end is dropped, and a fixed batch is freed. Raises CheckFailed
+    The pixels are normalised in front, a Softmax at the end is dropped, and a fixed batch is freed. Raises UsageError
     if the graph does not classify into so many classes.
     """
     from onnx import TensorProto, helper
@@ -123,11 +123,11 @@ def adopt(model: ModelProto, mean: Sequence[float], std: Sequence[float], classe
     edit.replace_nodes(model, nodes)
     # What the file gives for another batch than its own is known once it has run.
     logits = run.outputs(model, np.zeros([3, channels, height, width], np.uint8), name)
-    if logits.shape != (3, classes):
-        what = "scores for" if len(logits) == 3 else "a fixed batch or"
-        raise CheckFailed(
-            f"{name}: gives {what} {list(logits.shape[1:])} numbers an image: expected {classes}, one for each class"
-        )
+    if len(logits) != 3:
+        raise CheckFailed(f"{name}: gives {len(logits)} rows of scores for 3 images, as of a fixed batch: expected 3")
+    if logits.shape[1] != classes:
+        n = logits.shape[1]
+        raise UsageError(f"{name}: gives {n} scores an image: expected {n} names by --classes, received {classes}")
     shape = [passes.BATCH, classes]
     graph.output[0].CopyFrom(helper.make_tensor_value_info(passes.LOGITS, TensorProto.FLOAT, shape))
     return model

@@ -18,7 +18,7 @@ from pipeline.graph import run as graphs
 from pipeline.records import code, kinds, manifest
 from pipeline.records.forms import ModelCard, Reference, Unfolded
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Out, export, fold, half
+from pipeline.stages import Out, export, fold, half, verify
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -189,3 +189,4 @@ def show(adopted: Artifact) -> None:
         f"accuracy {accuracy:.2%} on {facts.reference.name}, gate {facts.model.gate:.2%}; largest difference to the "
         f"file's own answers: {facts.difference:.2g} of the largest"
     )
+    verify.remark_few(facts.reference.name, facts.reference.n, facts.reference.correct)

@@ -23,6 +23,7 @@ from pipeline.runtimes import classifier
 from pipeline.stages import Data, OptionalOut, Provider, certify, images
 
 KIND, FILE = "verification", "verification.json"
+FEW = 100  # test images; with fewer, how little they tell is remarked
 
 
 def run(
@@ -237,3 +238,12 @@ def show(verification: Artifact) -> None:
     for proof in facts.certified:
         console.result(f"{proof.form}: at least {proof.at_least:.2%} under every execution {proof.execution}, proven")
     console.result(f"{'passed' if facts.passed else 'FAILED'}: gate {facts.gate:.2%}")
+    remark_few(facts.data.name, facts.data.images, min(row.correct for row in facts.rows))
+
+
+def remark_few(name: str, n: int, correct: int) -> None:
+    """Say on stderr how little few images tell of an accuracy, and so of a gate."""
+    if n < FEW:
+        low, high = statistics.wilson(correct, n)
+        told = f"{name}: {n} images tell little: the 95 % interval of {correct / n:.2%} is {low:.2%} – {high:.2%}"
+        console.say(f"{told}, {100 * (high - low):.0f} percentage points wide")

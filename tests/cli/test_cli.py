@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from pipeline import stages
+from pipeline import console, stages
+from pipeline.records import manifest
 from tests.support import ROOT, command, one_line, process, started
+from tests.terminal import shown
 
 COMMANDS = [*stages.names(), "run", "status", "models", "show"]
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "scipy", "tensorrt", "numpy", "rich"}
@@ -112,17 +116,78 @@ def test_json_is_all_there_is_on_stdout(chain, few):
         json.loads(command(*line, "--json").stdout)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mnist_cnn.safetensors", ["9,596 parameters; last epoch", "option dropout", "0.0", "option limit", "–"]),
+        ("mnist_cnn.onnx", ["BatchNorm: 5 of 5 folded", "parent mnist_cnn.unfolded.onnx", "version onnxscript"]),
+        ("mnist_cnn.int8.onnx", ["layers in int8", "parent mnist_cnn.onnx"]),
+        ("verification.json", ["McNemar", "passed: gate 80.00%", "option certificates"]),
+        ("mnist_cnn.history.csv", ["history", "option epochs"]),
+    ],
+)
+def test_show_is_for_people_and_json_for_programs(chain, name, told):
+    """As the command shows it that made it, then its record."""
+    shown, record = command("show", chain / name).stdout, manifest.read(chain / name).record()
+    assert [
+        each for each in [*told, record["kind"], record["sha256"], f"{record['bytes']:,}"] if each not in shown
+    ] == []
+    assert json.loads(command("show", chain / name, "--json").stdout) == record
+
+
+def test_a_table_has_names_as_they_are(capsys):
+    console.table(["image"], [["[/b] [red]:smile:.png"]], title="[/b]")
+    printed = capsys.readouterr().out
+    assert "[/b] [red]:smile:.png" in printed and printed.startswith("[/b]")
+
+
+def test_progress_is_bars_on_a_terminal_and_lines_in_a_file(chain, few, monkeypatch, capsys):
+    line = ["verify", chain / "mnist_cnn.onnx", "--data", few, "--gate", "0.8"]
+    assert any(each.startswith("mnist_cnn.onnx, cpu: 100%|") for each in shown(line, ROOT))
+    assert process(*line).stderr == ""
+    log = (chain / "run.log").read_text()
+    bars = [each for each in log.splitlines() if "%|" in each]
+    assert not re.search(r"[\r\x1b]", log) and len(bars) == 2 and all(each.startswith("Loss=") for each in bars)
+    monkeypatch.setattr(console, "EVERY", 0)
+    with console.progress(4, "image", "calibration") as bar:
+        assert bar.update(3) and bar.n == 3
+    assert re.fullmatch(r"calibration:  75%\|.*\| 3/4 \[.*image/s\]\n", capsys.readouterr().err)
+
+
+def test_a_missing_picture_is_told_before_any_bar(tmp_path):
+    with pytest.raises(SystemExit, match=r"\Aerror: none.png: no such file or folder\s*\Z"):
+        shown(["predict", "none.png", "--model", ROOT / "artifacts/mnist_cnn.onnx"], tmp_path)
+
+
 @pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal's", "nohup's"])
 def test_ctrl_c_is_one_line(few, tmp_path, inherited):
     """Also where the tests run with SIGINT ignored, which child processes inherit."""
     before = signal.signal(signal.SIGINT, inherited)
     try:
-        running = started("train", "--data", few, "--out", tmp_path)
+        running = started("train", "--data", few, "--out", tmp_path, "--train-threads", "1")
     finally:
         signal.signal(signal.SIGINT, before)
-    seen = b""
-    while b"epoch 1" not in seen:
-        seen += os.read(running.stderr.fileno(), 1000) or pytest.fail("ended before it was interrupted")
-    running.send_signal(signal.SIGINT)
-    _, rest = running.communicate(timeout=60)
-    assert running.returncode == 130 and b"Traceback" not in rest and b"error: interrupted" in rest
+    assert _interrupted(running, signal.SIGINT, tmp_path) == (
+        130,
+        "error: interrupted; what whole epochs there are is saved; run the same command again to continue",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("train", "what whole epochs there are is saved"), ("run", "completed work is saved")]
+)
+def test_sigterm_is_one_line_too(few, tmp_path, name, left):
+    running = started(name, "--data", few, "--out", tmp_path, "--train-threads", "1")
+    last = f"error: interrupted; {left}; run the same command again to continue"
+    assert _interrupted(running, signal.SIGTERM, tmp_path) == (143, last)
+
+
+def _interrupted(running: subprocess.Popen, number: int, folder: Path) -> tuple[int, str]:
+    """The exit code and last line of a training that gets a signal after an epoch."""
+    while not (folder / "mnist_cnn.training.safetensors").is_file():
+        assert running.poll() is None, "ended before it was interrupted"
+        time.sleep(0.1)
+    running.send_signal(number)
+    _, errors = running.communicate(timeout=60)
+    assert b"Traceback" not in errors
+    return running.returncode, errors.decode().splitlines()[-1]

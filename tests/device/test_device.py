@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -15,6 +17,7 @@ from pipeline.device import deploy, doctor
 from pipeline.errors import CheckFailed
 from pipeline.measure import timing
 from pipeline.records import disk, manifest
+from pipeline.records.devices import Ability
 from pipeline.records.forms import EngineLayer
 from pipeline.records.releases import Boards
 from pipeline.release import archives, ship, verify_release
@@ -34,7 +37,20 @@ def test_doctor_tells_what_is_missing_in_the_words_of_the_stage(chain, tmp_path)
         if importlib.util.find_spec(library.MODULES[name]):
             assert f"pipeline build --runtime {name}" in result.stdout
         else:
-            assert one_line(command(*build), 2).removeprefix("error: ") in result.stdout
+            assert one_line(command(*build), 2).removeprefix("error: ") in " ".join(result.stdout.split())
+
+
+def test_doctor_breaks_long_lines_but_no_command(capsys):
+    made, remedy = doctor.run(), library.INSTALL["tensorrt"]
+    able = [Ability(what="pipeline build", ready=False, missing=[], remedy=remedy)]
+    doctor.show(dataclasses.replace(made, facts=msgspec.structs.replace(made.facts, able=able)))
+    lines = capsys.readouterr().out.partition("\npipeline build: ")[2].splitlines()
+    assert " ".join(" ".join(lines).split()).startswith(remedy) and max(map(len, lines)) <= doctor.WIDTH
+    for part in (
+        "`sudo apt install nvidia-jetpack`",
+        "pip install -e '.[host,tensorrt,cuda13]' in the project's folder",
+    ):
+        assert any(part in line for line in lines), part
 
 
 def test_doctor_finds_what_a_stage_lacks(monkeypatch):

@@ -252,6 +252,12 @@ def test_wrong_use_is_one_line(release, tmp_path, more, expected):
     assert expected in one_line(command("deploy", release, "--out", tmp_path / "device", *more), 2)
 
 
+@pytest.mark.parametrize("name", ["nowhere", "tests"])
+def test_a_missing_configuration_of_ssh_is_told_before_anything_else(tmp_path, name):
+    line = ["deploy", "no-release", "--on", "board", "--ssh-config", name, "--out", tmp_path / "device"]
+    assert f"--ssh-config {name}: no such file: expected" in one_line(command(*line), 2)
+
+
 class Local(ssh.Board):
     """A board whose scripts run here."""
 

@@ -39,7 +39,7 @@ def test_the_checkpoint_is_traced_to_the_pixels(chain, few):
     assert made.options["lr"] == 0.04 and made.options["epochs"] == 2 and made.options["seed"] == 0
     assert made.facts.reference.correct + len(made.facts.reference.wrong) == 500
     assert made.facts.test_accuracy > 0.85
-    shown = json.loads(command("show", made.path).stdout)
+    shown = json.loads(command("show", made.path, "--json").stdout)
     assert shown["kind"] == "checkpoint" and shown["options"] == made.options
 
 

@@ -132,6 +132,16 @@ def test_another_set_is_named_and_compared_with_the_first_form(chain, digits, tm
     assert manifest.read(tmp_path / "verification.json").parents.keys() >= {"test-images", "mnist_cnn.onnx"}
 
 
+@pytest.mark.parametrize(("n", "remarked"), [(20, True), (99, True), (100, False)])
+def test_how_little_few_images_tell_is_remarked(chain, digits, tmp_path, capsys, n, remarked):
+    np.savez(tmp_path / "own.npz", images=digits.images[600 : 600 + n], labels=digits.labels[600 : 600 + n])
+    made = verify.run(manifest.read(chain / "mnist_cnn.onnx"), data=str(tmp_path / "own.npz"), gate=0.5)
+    verify.show(made)
+    said, (low, high) = capsys.readouterr().err, made.facts.rows[0].interval
+    assert (f"own.npz: {n} images tell little: the 95 % interval of " in said) is remarked
+    assert (f"{low:.2%} – {high:.2%}, {100 * (high - low):.0f} percentage points wide" in said) is remarked
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
