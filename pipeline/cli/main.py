@@ -24,7 +24,7 @@ from pipeline.training import models
 SAVED = "completed work is saved; run the same command again to continue"
 # What an interrupted command leaves that it goes on from.
 LEFT = {"run": SAVED, "study": SAVED, "sweep": SAVED}
-LEFT["train"] = "what whole epochs there are is saved; run the same command again to continue"
+LEFT["train"] = LEFT["teach"] = "what whole epochs there are is saved; run the same command again to continue"
 SHOWN = 5  # failures named in the error line; the report has all
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
