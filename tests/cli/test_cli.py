@@ -17,6 +17,7 @@ from tests.support import ROOT, command, one_line, process, started
 from tests.terminal import shown
 
 COMMANDS = [*stages.names(), "run", "status", "models", "show"]
+LONG = ["--train-threads", "1", "--limit", "640", "--epochs", "200"]  # and short epochs
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "scipy", "tensorrt", "numpy", "rich"}
 
 
@@ -164,7 +165,7 @@ def test_ctrl_c_is_one_line(few, tmp_path, inherited):
     """Also where the tests run with SIGINT ignored, which child processes inherit."""
     before = signal.signal(signal.SIGINT, inherited)
     try:
-        running = started("train", "--data", few, "--out", tmp_path, "--train-threads", "1")
+        running = started("train", "--data", few, "--out", tmp_path, *LONG)
     finally:
         signal.signal(signal.SIGINT, before)
     assert _interrupted(running, signal.SIGINT, tmp_path) == (
@@ -177,7 +178,7 @@ def test_ctrl_c_is_one_line(few, tmp_path, inherited):
     ("name", "left"), [("train", "what whole epochs there are is saved"), ("run", "completed work is saved")]
 )
 def test_sigterm_is_one_line_too(few, tmp_path, name, left):
-    running = started(name, "--data", few, "--out", tmp_path, "--train-threads", "1")
+    running = started(name, "--data", few, "--out", tmp_path, *LONG)
     last = f"error: interrupted; {left}; run the same command again to continue"
     assert _interrupted(running, signal.SIGTERM, tmp_path) == (143, last)
 
