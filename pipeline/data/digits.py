@@ -17,6 +17,7 @@ SIDE, BOX = 28, 20
 WORK = 1000  # pixels: strokes are looked for on a copy whose longer side has at most so many
 STRIP = 1 << 20  # pixels that are reduced at once
 FINE = 100  # pixels: a digit is cut out of the picture itself, reduced to at most so many, then put into the box
+SPECK = 0.04  # of the shorter side: lower digits are looked for in every mix of the colours
 FAINT = (0.1, 0.4)  # of the stroke's ink: what is paler is none; by the noise
 NONE, SEVERAL = "no digit found", "several digits?"
 EDGE, MARKS = "touches the picture's edge", "other marks beside it"
@@ -51,13 +52,16 @@ def find(image: Image, one: bool = False) -> list[Digit]:
         if _is_as_mnist(pixels):
             return [Digit(pixels, (0, 0, SIDE, SIDE))]
     small, times = _reduced(image, WORK)
-    for mix in _mixes(small):  # a coloured frame may stand out more than the ink
-        noise = _noise(grey := _grey(small, mix))
-        labels, found = strokes.find(_calm(grey, noise), noise * (0.35 if noise > 1 else 1))
-        digits, marks = strokes.grouped(found)
-        if digits:
+    tallest, digits, marks = 0, [], 0
+    for axis in _mixes(small):  # a coloured frame may stand out more than the ink, of which it then leaves a speck
+        level = _noise(grey := _grey(small, axis))
+        drawn, found = strokes.find(_calm(grey, level), level * (0.35 if level > 1 else 1))
+        chosen, others = strokes.grouped(found)
+        if (height := max((each.height for each in chosen), default=0)) > tallest:
+            tallest, mix, noise, labels, digits, marks = height, axis, level, drawn, chosen, others
+        if tallest >= SPECK * min(small.shape[:2]):
             break
-    else:
+    if not digits:
         return [Digit(np.zeros((SIDE, SIDE), np.uint8), (0, 0, image.shape[1], image.shape[0]), NONE)]
     if one:
         remark = SEVERAL if len(digits) > 1 else digits[0].remark

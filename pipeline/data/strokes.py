@@ -116,7 +116,10 @@ def _on(paper: np.ndarray, grey: np.ndarray, sign: int, noise: float) -> Iterato
         near, there = grey[around].astype(np.float32), np.zeros(grey[around].shape, np.uint8)
         there[top - y :, left - x :][:height, :width] = own
         outline = cv2.dilate(there, np.ones((5, 5), np.uint8)) > there
+        # In a ribbon, the mean distance from the edge is a quarter of its width.
+        thickness = 4 * float(cv2.distanceTransform(there, cv2.DIST_L2, 3)[there > 0].mean()) - 1
         strong, window = strength(hat[at][own]), np.ones((pad, pad), np.uint8)
+        near = cv2.blur(near, (2 * int(thickness / 10) + 1,) * 2)  # else noise on a slope in the light is an edge
         edge = cv2.dilate(near, window) - cv2.erode(near, window) > 0.5 * strong
         edge &= sign * (near - np.median(near[there > 0])) > 0.3 * strong
         edge &= even[around] < 0.3 * strong  # where only the transform ends, the paper jumps
@@ -124,8 +127,6 @@ def _on(paper: np.ndarray, grey: np.ndarray, sign: int, noise: float) -> Iterato
             continue
         hull = cv2.convexHull(cv2.findNonZero(there))
         full, area = max(float(np.prod(cv2.minAreaRect(hull)[1])), 1), float(own.sum())
-        # In a ribbon, the mean distance from the edge is a quarter of its width.
-        thickness = 4 * float(cv2.distanceTransform(there, cv2.DIST_L2, 3)[there > 0].mean()) - 1
         square = cv2.contourArea(hull) > 0.9 * full
         frame = square and area < 0.3 * full and min(height / grey.shape[0], width / grey.shape[1]) > 0.5
         ink, box = float(hat[at][own].sum()), (left, top, left + width, top + height)

@@ -36,6 +36,9 @@ def large(digits, label: int, side: int) -> np.ndarray:
         ("04_white_pen_on_transparent_seven.png", "7"),
         ("06_seven_on_white_1200.png", "7"),
         ("07_sheet_on_desk_one.png", "1"),
+        ("light_falling_off_eight.jpg", "8"),
+        ("frame_lit_from_a_side_three.jpg", "3"),
+        ("red_frame_green_four.jpg", "4"),
     ],
 )
 def test_a_single_digit_is_right_without_a_remark(name, right):
