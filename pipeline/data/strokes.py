@@ -119,7 +119,7 @@ def _on(paper: np.ndarray, grey: np.ndarray, sign: int, noise: float) -> Iterato
         # In a ribbon, the mean distance from the edge is a quarter of its width.
         thickness = 4 * float(cv2.distanceTransform(there, cv2.DIST_L2, 3)[there > 0].mean()) - 1
         strong, window = strength(hat[at][own]), np.ones((pad, pad), np.uint8)
-        near = cv2.blur(near, (int(thickness / 3) | 1,) * 2)  # else noise on a slope in the light is an edge
+        near = cv2.blur(near, (2 * int(thickness / 10) + 1,) * 2)  # else noise on a slope in the light is an edge
         edge = cv2.dilate(near, window) - cv2.erode(near, window) > 0.5 * strong
         edge &= sign * (near - np.median(near[there > 0])) > 0.3 * strong
         edge &= even[around] < 0.3 * strong  # where only the transform ends, the paper jumps
