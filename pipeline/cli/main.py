@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     name = next(iter(arguments or sys.argv[1:]), "")
-    if name in LEFT and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if told := name in LEFT and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         code = cli.main(arguments, prog_name="pipeline", standalone_mode=False)
@@ -201,6 +201,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     except (KeyboardInterrupt, click.Abort, _Terminated) as error:
         _fail(f"interrupted; {LEFT.get(name, 'no partial files are left')}", getattr(error, "code", 130))
+    finally:
+        if told:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Terminated(SystemExit):

@@ -183,6 +183,12 @@ def test_sigterm_is_one_line_too(few, tmp_path, name, left):
     assert _interrupted(running, signal.SIGTERM, tmp_path) == (143, last)
 
 
+def test_a_caller_keeps_its_own_way_with_sigterm():
+    before = signal.getsignal(signal.SIGTERM)
+    one_line(command("run", "--no-such-option"), 2)
+    assert before is signal.SIG_DFL and signal.getsignal(signal.SIGTERM) is before
+
+
 def _interrupted(running: subprocess.Popen, number: int, folder: Path) -> tuple[int, str]:
     """The exit code and last line of a training that gets a signal after an epoch."""
     while not (folder / "mnist_cnn.training.safetensors").is_file():
