@@ -53,6 +53,12 @@ def _overwritten(line: str) -> str:
     return left.rstrip()
 
 
+def _shortened(lines: list[str]) -> list[str]:
+    """A session without the epochs of a training between the first and the last."""
+    epochs = [number for number, line in enumerate(lines) if line.startswith("Test set:")]
+    return lines if len(epochs) < 3 else [*lines[: epochs[0] + 1], "…", *lines[epochs[-1] - 1 :]]
+
+
 def picture(command: str, lines: Sequence[str]) -> str:
     """An SVG of a session, with no font or anything else from outside."""
     rows = [f"$ {command}", *lines]
@@ -90,7 +96,7 @@ def main(names: Sequence[str], keep: Path | None) -> None:
                     lines = shown(words, ROOT)
                 finally:
                     server.stop()
-            lines = [line for line in lines if " 0%|" not in line]  # bars that went on
+            lines = _shortened([line for line in lines if " 0%|" not in line])  # bars that went on
             for long, short in ((f"{scratch}/", ""), *([(str(keep), "out")] if keep else [])):
                 lines = [line.replace(long, short) for line in lines]
             (ROOT / f"tests/screens/{name}.svg").write_text(picture(command, lines))
