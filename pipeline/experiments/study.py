@@ -59,6 +59,8 @@ def run(
     shared: dict[str, Any] = {"recipe": recipe, "hold_out": hold_out, "limit": limit, "labels": labels}
     shared |= {"train_threads": 1} | _numbers(change)
     wanted = train.options(model, data=source, **shared)
+    if labels == teaching.AUTO and wanted["labels"] == teaching.HARD and teaching.beside(model).is_file():
+        console.say(f"{teaching.beside(model)}: labels of other images: not used")
     path = out / train.study(recipe, labels)
     paths = [path.with_suffix("") / str(seed) / train.FILE.format(model=model) for seed in range(seeds)]
     runs = {}

@@ -33,6 +33,8 @@ def test_it_prints_and_keeps_what_the_seeds_gave(study):
     assert facts["versions"]["torch"] and made.parents
     mean, first = f"mean {facts['mean']:.3f} %", f"{facts['accuracies'][0]:.2f} %"
     assert all(text in result.stdout for text in (mean, first, "standard deviation", "reach 99.40%"))
+    assert "mnist_cnn.labels.safetensors: labels of other images: not used" in result.stderr
+    assert facts["numbers"]["labels"] == "hard"
 
 
 def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, few):
