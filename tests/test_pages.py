@@ -110,7 +110,7 @@ def test_the_studies_are_the_committed_ones(release, name):
     recipe, _, hard = name.partition("-")
     cells = [
         f"`{recipe}`",
-        "their own alone" if hard else "a teacher's, too",
+        "original" if hard else "original and a teacher's",
         f"{facts['mean']:.3f} %",
         f"{low:.2f} – {high:.2f}",
         f"{facts['deviation']:.3f}",

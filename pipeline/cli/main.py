@@ -24,7 +24,7 @@ from pipeline.training import models
 SAVED = "completed work is saved; run the same command again to continue"
 # What an interrupted command leaves that it goes on from.
 LEFT = {"run": SAVED, "study": SAVED, "sweep": SAVED}
-LEFT["train"] = LEFT["teach"] = "what whole epochs there are is saved; run the same command again to continue"
+LEFT["train"] = LEFT["teach"] = "completed epochs are saved; run the same command again to continue"
 SHOWN = 5  # failures named in the error line; the report has all
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -151,7 +151,7 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
     Exits 1 if one is altered. A file that no stage makes by itself is "recorded": unaltered, as its record has it.
     """
     links = chain.status(folder, model)
-    if not manifest.names(folder) and {link.state for link in links} == {chain.MISSING}:
+    if not (folder / manifest.FILE).exists() and {link.state for link in links} == {chain.MISSING}:
         raise UsageError(f"{folder}: no chain: expected a folder with what `pipeline run` made")
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
     shown.rows(rows, str(folder), as_json)

@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline import chain, console, stages
 from pipeline.data import imagesets
-from pipeline.errors import UsageError
+from pipeline.errors import CheckFailed, UsageError
 from pipeline.graph import run as graphs
-from pipeline.records import code, manifest
+from pipeline.records import code, disk, manifest
 from pipeline.records.forms import Labels, ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import pytorch
@@ -38,7 +38,7 @@ def run(
     data: Data = None,
     hold_out: Annotated[int, "Leave N training images out, to choose settings by: neither teacher nor labels."] = 0,
     views: Annotated[int, "Views of an image that are averaged: itself, and others augmented as in training."] = 4,
-    train_threads: Annotated[int | None, "Processor threads to train and label with; by default two."] = None,
+    train_threads: Annotated[int | None, "Threads to train a teacher with; by default as `train` has them."] = None,
 ) -> Artifact:
     """Train a teacher and write its answers for the training images, for `train` to use besides their own labels.
 
@@ -50,7 +50,11 @@ def run(
         raise UsageError(f'{models.file(model)}: names no teacher: expected MODEL.teacher = "NAME", or --teacher')
     if not 1 <= views <= 1000:
         raise UsageError(f"--views: expected 1 to 1000, received {views}")
-    source = data or taught.data
+    source, folder = data or taught.data, to or labels.beside(model).parent
+    if to is None and (hold_out or source != taught.data):
+        what = "--hold-out" if hold_out else "--data"
+        raise UsageError(f"{what}: labels of other images than {model}'s: expected --to FOLDER, too, for those")
+    disk.check_writable(folder, "--to")
     images, _ = imagesets.split(source, taught.input, taught.classes, hold_out, None)
     checkpoint = _teacher(name, taught.card(model), source, hold_out, train_threads, out)
     if checkpoint.options["images"] != images.digests:
@@ -58,6 +62,8 @@ def run(
             f"{checkpoint.path}: was trained on other images: expected {images.name}, {len(images)} images"
         )
     logits = _answers(checkpoint, images.images, views)
+    if not np.isfinite(logits).all():
+        raise CheckFailed(f"{checkpoint.path}: gives logits that are no numbers: expected a trained teacher")
     facts = Labels(
         model=model,
         teacher=checkpoint.facts.model.name,
@@ -67,7 +73,7 @@ def run(
         agreeing=float((logits.argmax(1) == images.labels).mean()),
     )
     return manifest.write(
-        (to or labels.beside(model).parent) / FILE.format(model=model),
+        folder / FILE.format(model=model),
         labels.pack(logits),
         facts=facts,
         parents={checkpoint.name: checkpoint.sha256} | images.digests,
@@ -91,12 +97,13 @@ def _teacher(name: str, taught: ModelCard, data: str, hold_out: int, train_threa
     if name.endswith(".safetensors"):
         checkpoint = manifest.read(Path(name))
         if checkpoint.kind != "checkpoint":
-            raise UsageError(f"{name}: is a {checkpoint.kind}: expected a checkpoint, as `pipeline train` makes them")
+            raise UsageError(f"{name}: holds {checkpoint.kind}: expected a checkpoint, as `pipeline train` makes them")
         expect(checkpoint.facts.model)
         return checkpoint
     expect(check.model(name).card(name))
     how: dict[str, Any] = {"data": data, "hold_out": hold_out, "train_threads": train_threads}
-    checkpoint, state = chain.make(stages.get("train"), [name], name, out=out, **how)
+    with disk.held(out):
+        checkpoint, state = chain.make(stages.get("train"), [name], name, out=out, **how)
     console.say(f"{checkpoint.path}: {state}, {checkpoint.facts.test_accuracy:.2%}")
     return checkpoint
 
@@ -110,19 +117,18 @@ def _answers(checkpoint: Artifact, images: np.ndarray, views: int) -> np.ndarray
 
     how = Trainer.of(checkpoint.options)
     torch.set_num_threads(how.threads)
-    network = pytorch.network(checkpoint).to(memory_format=torch.channels_last)
+    network, vary = pytorch.network(checkpoint).to(memory_format=torch.channels_last), how.model.augment or augment
     strength = trainer.augmentation(how.recipe, how.recipe.epochs - 1)
     generator = torch.Generator().manual_seed(how.seed << 16)
 
     def answers(part: torch.Tensor) -> torch.Tensor:
-        pixels = part.float() / 255
-        seen = [pixels] + [
-            (how.model.augment or augment)(pixels, generator, how.recipe, strength) for _ in range(1, views)
-        ]
-        logits = [
-            network(trainer.normalised(each.clone(), how.model).contiguous(memory_format=torch.channels_last))
-            for each in seen
-        ]
+        logits = []
+        for view in range(views):
+            pixels = part.float() / 255
+            if view and strength > 0:
+                pixels = vary(pixels, generator, how.recipe, strength)
+            pixels = trainer.normalised(pixels, how.model)
+            logits.append(network(pixels.contiguous(memory_format=torch.channels_last)))
         return torch.stack(logits).mean(0).flatten(1)
 
     parts = torch.from_numpy(images).split(graphs.batch_size(images))
@@ -138,6 +144,6 @@ def show(made: Artifact) -> None:
     """Print whose labels they are and how often they are the images' own."""
     facts = made.facts
     console.result(
-        f"{facts.images:,} training images of {facts.model} labelled by {facts.teacher} (test accuracy "
-        f"{facts.teacher_accuracy:.2%}), {facts.agreeing:.2%} as they were labelled"
+        f"{facts.images:,} training images of {facts.model} labelled by {facts.teacher} (accuracy "
+        f"{facts.teacher_accuracy:.2%}), which agrees with {facts.agreeing:.2%} of their own labels"
     )

@@ -89,12 +89,12 @@ def held(folder: Path | None) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
     """UsageError, before any work is done, if artifacts can't be written to a folder."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         tempfile.TemporaryDirectory(dir=nearest).cleanup()  # permissions don't tell: root has them where nothing can be
     except OSError:
         raise UsageError(
-            f"--out {folder}: expected a folder that can be written to; can't create files in {nearest}"
+            f"{option} {folder}: expected a folder that can be written to; can't create files in {nearest}"
         ) from None

@@ -111,7 +111,7 @@ class Labels(Facts, frozen=True):
 
     model: ModelName
     teacher: ModelName
-    teacher_accuracy: Share  # of its test set
+    teacher_accuracy: Share  # on what it was measured on, the test set unless images were held out
     images: Positive
     classes: Positive
     agreeing: Share

@@ -77,8 +77,8 @@ def run(
     warmup: Annotated[float | None, "Share of a linear schedule that goes up."] = None,
     dropout: Annotated[float | None, "Share of activations dropped."] = None,
     label_smoothing: Annotated[float | None, "Share of the target spread over all classes."] = None,
-    teacher_weight: Annotated[float | None, "Share of the loss that is to a teacher's labels."] = None,
-    temperature: Annotated[float | None, "What logits are divided by, for a teacher's labels."] = None,
+    teacher_weight: Annotated[float | None, "Weight of a teacher's labels in the loss."] = None,
+    temperature: Annotated[float | None, "Temperature of the distillation from a teacher's labels."] = None,
     rotation: Annotated[float | None, "Augmentation: degrees, either way."] = None,
     shift: Annotated[float | None, "Augmentation: pixels, either way."] = None,
     scale: Annotated[float | None, "Augmentation: relative, either way."] = None,
@@ -140,10 +140,12 @@ def _under_the_gate(checkpoint: Artifact, recipe: str) -> str:
     model, name = models.get(chosen["model"]), study(recipe, chosen["labels"])
     text = f"seed {chosen['seed']} ends at {facts.test_accuracy:.2%}, under the gate of {model.gate:.2%}"
     with contextlib.suppress(PipelineError):  # of a model without a study, or an installed wheel
-        made = manifest.read(models.PACKAGE.parent / "artifacts" / name).facts
-        if all(chosen.get(each) == value for each, value in made.numbers.items() if each not in ARITHMETIC):
-            under = sum(accuracy < 100 * made.gate for accuracy in made.accuracies)
-            text += f", as {under} of {len(made.accuracies)} seeds did in {name}"
+        made = manifest.read(models.PACKAGE.parent / "artifacts" / name)
+        numbers = made.facts.numbers.items()
+        same = all(chosen.get(each) == value for each, value in numbers if each not in ARITHMETIC)
+        if same and chosen["images"].items() <= made.parents.items():
+            under = sum(accuracy < 100 * made.facts.gate for accuracy in made.facts.accuracies)
+            text += f", as {under} of {len(made.facts.accuracies)} seeds did in {name}"
     others = [f"--seed {chosen['seed'] + 1}"] + [f"--recipe {name}" for name in model.recipes if name != recipe]
     return f"{text}: try {' or '.join(others)}"
 

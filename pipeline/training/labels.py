@@ -57,7 +57,7 @@ def find(model: str, given: str, images: ImageSet) -> tuple[Artifact | None, str
         return None, ""
     labels = manifest.read(path)
     if labels.kind != "labels":
-        raise UsageError(f"{path}: is a {labels.kind}: expected labels, as `pipeline teach {model}` makes them")
+        raise UsageError(f"{path}: holds {labels.kind}: expected labels, as `pipeline teach {model}` makes them")
     if labels.facts.classes != (classes := len(models.get(model).classes)):
         raise UsageError(f"{path}: labels with {labels.facts.classes} classes: expected {model}'s {classes}")
     if images.digests.items() <= labels.parents.items():

@@ -26,7 +26,7 @@ LIMITS = {  # least and most; for every other number, 0 and no limit
     **dict.fromkeys(SHARES, (0, 1)),
 }
 SCHEDULES = ("step", "linear")
-WITHOUT_EFFECT = {"out", "data", "resume", "labels"}  # of the options of `train`, those that are no numbers of these
+WITHOUT_EFFECT = {"out", "data", "resume", "labels"}  # options of `train` that are no numbers of a recipe
 
 
 def options(

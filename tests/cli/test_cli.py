@@ -170,12 +170,12 @@ def test_ctrl_c_is_one_line(few, tmp_path, inherited):
         signal.signal(signal.SIGINT, before)
     assert _interrupted(running, signal.SIGINT, tmp_path) == (
         130,
-        "error: interrupted; what whole epochs there are is saved; run the same command again to continue",
+        "error: interrupted; completed epochs are saved; run the same command again to continue",
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "left"), [("train", "what whole epochs there are is saved"), ("run", "completed work is saved")]
+    ("name", "left"), [("train", "completed epochs are saved"), ("run", "completed work is saved")]
 )
 def test_sigterm_is_one_line_too(few, tmp_path, name, left):
     running = started(name, "--data", few, "--out", tmp_path, *LONG)

@@ -88,7 +88,8 @@ def test_those_beside_the_model_file_are_used_for_their_images_alone(place, few,
     (tmp_path / "models" / "mnist_cnn.py").write_text(models.file("mnist_cnn").read_text())
     (tmp_path / "models" / "wide.py").write_text((place[0] / "models" / "wide.py").read_text())
     monkeypatch.chdir(tmp_path)
-    teach.run("mnist_cnn", teacher=str(place[0] / "out" / "wide.safetensors"), data=str(few), out=tmp_path)
+    given = str(place[0] / "out" / "wide.safetensors")
+    teach.run("mnist_cnn", teacher=given, data=str(few), out=tmp_path, to=tmp_path / "models")
     assert labels.beside("mnist_cnn").is_file()
     asked = train.options("mnist_cnn", data=str(few))
     assert asked["labels"] == manifest.read(labels.beside("mnist_cnn")).sha256
@@ -108,7 +109,7 @@ def test_labels_of_other_images_or_none_are_refused_by_name(here, few, tmp_path)
     error = one_line(command(*line, "--labels", made.path), 2)
     assert "mnist_cnn.labels.safetensors: labels of other images than these 640" in error
     error = one_line(command(*line, "--labels", folder / "out" / "wide.safetensors"), 2)
-    assert "is a checkpoint: expected labels, as `pipeline teach mnist_cnn` makes them" in error
+    assert "holds checkpoint: expected labels, as `pipeline teach mnist_cnn` makes them" in error
     text = TEACHER.format(size=784, input=(1, 28, 28)).replace("0123456789", "0123456789AB").replace(", 10)", ", 12)")
     (folder / "models" / "twelve.py").write_text(text)
     other = ["train", "twelve", "--data", few, "--labels", made.path, "--out", tmp_path]
@@ -123,7 +124,9 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(here,
     how = {"data": str(few), "out": tmp_path, "to": tmp_path}
     for wrong, expected in (
         ({"teacher": wide, "hold_out": 100}, "was trained on other images"),
-        ({"teacher": str(made.path)}, "is a labels: expected a checkpoint"),
+        ({"teacher": wide, "to": None}, "--data: labels of other images than mnist_cnn's: expected --to FOLDER"),
+        ({"teacher": wide, "data": None, "to": None, "hold_out": 9}, "--hold-out: labels of other images"),
+        ({"teacher": str(made.path)}, "holds labels: expected a checkpoint"),
         ({"teacher": "large"}, r"large: a model for \[1, 32, 32\], 10 classes: expected \[1, 28, 28\], 10 classes"),
         ({"teacher": "wide", "views": 0}, "--views: expected 1 to 1000, received 0"),
     ):

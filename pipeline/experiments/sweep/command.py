@@ -137,6 +137,7 @@ def _command(facts: dict[str, Any], best: Trial, data: str | None) -> str:
     given = {"lr": best.lr, "gamma": best.gamma, "seed": facts["seed"], "epochs": facts["epochs"]}
     words = [f"--{name} {value!r}" for name, value in given.items() if value is not None]
     words += [f"--data {shlex.quote(data)}"] if data else []
+    words += ["--labels hard"]  # as the trials are trained: a teacher has seen the held-out images
     return " ".join(["pipeline train", facts["model"], *words])
 
 
