@@ -258,10 +258,12 @@ def test_tools_find_what_the_files_are(shipped):
     """What Netron shows: the properties and the descriptions of model, input and output."""
     import onnx
 
+    correct = manifest.recall(shipped / NAME / "mnist_cnn.safetensors").facts.reference.correct
     for name, parent in (("mnist_cnn.onnx", "mnist_cnn.unfolded.onnx"), ("mnist_cnn.fp16.onnx", "mnist_cnn.onnx")):
         model = onnx.load(shipped / NAME / name)
         properties = {each.key: each.value for each in model.metadata_props}
         assert properties["classes"] == "0,1,2,3,4,5,6,7,8,9" and properties["licence"] == "MIT"
-        assert properties["accuracy"].startswith("0.9950") and "raw uint8" in model.graph.input[0].doc_string
+        assert properties["accuracy"] == f"{correct / 10_000:.4f} of 10000 images, MNIST test set"
+        assert "raw uint8" in model.graph.input[0].doc_string
         assert properties["parent_sha256"] == manifest.recall(shipped / NAME / parent).sha256
         assert model.doc_string and "logits" in model.graph.output[0].doc_string

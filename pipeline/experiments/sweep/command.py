@@ -136,8 +136,8 @@ def _command(facts: dict[str, Any], best: Trial, data: str | None) -> str:
     """Return the command that trains a pair on all training images, with the sweep's seed and epochs."""
     given = {"lr": best.lr, "gamma": best.gamma, "seed": facts["seed"], "epochs": facts["epochs"]}
     words = [f"--{name} {value!r}" for name, value in given.items() if value is not None]
-    words += [f"--data {shlex.quote(data)}"] if data else []
     words += ["--labels hard"]  # as the trials are trained: a teacher has seen the held-out images
+    words += [f"--data {shlex.quote(data)}"] if data else []
     return " ".join(["pipeline train", facts["model"], *words])
 
 
