@@ -35,10 +35,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, 
     from rich.table import Table
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    width = None if sys.stdout.isatty() else 160
-    console = Console(
-        file=sys.stdout, width=width, highlight=False, markup=False, emoji=False
-    )  # a name may have [ or :
+    width = None if sys.stdout.isatty() else 160  # and no markup, no emoji: a name may have [ or :
+    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
     widths = {h: max(len(h), *(len(row[i]) for row in rows)) + 2 for i, h in enumerate(headers)} if rows else {}
     for header in spare:
         if sum(widths.values()) + 2 > console.width:

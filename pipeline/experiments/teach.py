@@ -45,8 +45,8 @@ def run(
     The teacher's checkpoint goes to `out`; one that is there and fresh is used again. It may be any model of the same
     input and classes, trained on the same images.
     """
-    taught, name = check.model(model), teacher or models.get(model).teacher
-    if name is None:
+    taught = check.model(model)
+    if (name := teacher or taught.teacher) is None:
         raise UsageError(f'{models.file(model)}: names no teacher: expected MODEL.teacher = "NAME", or --teacher')
     if not 1 <= views <= 1000:
         raise UsageError(f"--views: expected 1 to 1000, received {views}")

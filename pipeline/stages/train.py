@@ -20,7 +20,7 @@ from pipeline.records import code, manifest
 from pipeline.records.forms import Checkpoint, Reference, Taught
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import History
-from pipeline.stages import Data, Out, check
+from pipeline.stages import Data, Out, check, recorded
 from pipeline.training import labels as teaching
 from pipeline.training import models
 from pipeline.training import recipe as recipes
@@ -182,7 +182,7 @@ def options(model: str, *, data: str | None = None, labels: str = teaching.AUTO,
 
 
 def _recorded(train: ImageSet, taught: Artifact | None) -> dict[str, Any]:
-    return {"images": train.digests, "labels": taught.sha256 if taught else teaching.HARD}
+    return recorded(train, labels=taught.sha256 if taught else teaching.HARD)
 
 
 def _taught(labels: Artifact | None, options: dict[str, Any]) -> Taught | None:
