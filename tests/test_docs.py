@@ -44,7 +44,8 @@ def section(title: str) -> tuple[list[str], list[str]]:
     """The Python blocks and the commands of a section."""
     text = re.search(rf"## {title}\n(.*?)(?=\n## |\Z)", TEXT, re.DOTALL)[1]
     python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines() if line]
+    bash = re.findall(r"```bash\n(.*?)```", text.replace("\\\n   ", ""), re.DOTALL)
+    lines = [line for block in bash for line in block.splitlines() if line]
     return python, lines
 
 

@@ -23,8 +23,8 @@ README, ACCURACY, GUARANTEES = (
 
 
 def lines(page: str) -> list[str]:
-    """The command lines of a page."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", PAGES[page], re.DOTALL)
+    """The command lines of a page, continued ones joined."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", PAGES[page].replace("\\\n   ", ""), re.DOTALL)
     return [line.strip() for block in blocks for line in block.splitlines() if line.strip() and line[0] != "#"]
 
 
@@ -73,6 +73,12 @@ def test_the_first_page_is_short_and_its_second_command_is_what_ci_runs():
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_no_command_runs_out_of_a_rendered_page(page):
+    for block in re.findall(r"```(?:bash|python)\n(.*?)```", PAGES[page], re.DOTALL):
+        assert [line for line in block.splitlines() if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", PAGES[page]):
         path, _, anchor = "".join(target).partition("#")
@@ -111,11 +117,11 @@ def test_the_studies_are_the_committed_ones(release, name):
     cells = [
         f"`{recipe}`",
         "original" if hard else "original and a teacher's",
-        f"{facts['mean']:.3f} %",
+        f"{facts['mean']:.3f}",
         f"{low:.2f} – {high:.2f}",
         f"{facts['deviation']:.3f}",
     ]
-    cells += [f"{facts['least']:.2f} %", f"{facts['most']:.2f} %", f"{over} of {len(facts['accuracies'])}"]
+    cells += [f"{facts['least']:.2f}", f"{facts['most']:.2f}", f"{over} of {len(facts['accuracies'])}"]
     assert f"| {' | '.join(cells)} |" in ACCURACY
 
 
