@@ -22,6 +22,7 @@ WARM_UP = (0.5, 3.0)  # seconds a subject, at least and at most
 WINDOW = 0.1  # seconds whose medians are compared to tell whether a subject is warm
 STEADY = 0.025  # relative difference of two windows' medians up to which it is
 REQUESTS = 24_576  # at batch 1; what MLPerf's rules asked for a p90 before early stopping
+SECONDS = (30.0, 2.0)  # that a subject's requests may take, at most; and if quick
 ESTIMATED = (90.0, 99.0)  # percentiles that are estimated by early stopping
 SOAK = (10.0, 180.0)  # seconds of load whose ends are compared to tell whether a board is warm, and at most
 DRIFT = 1.0  # °C between those ends up to which it is
@@ -91,17 +92,20 @@ def measure(subjects: list[Subject], *, quick: bool = False) -> Conditions:
     """Time every subject, and on a Jetson measure its power; return the conditions.
 
     Batch 1 gets `REQUESTS`, larger batches as many as show as many images, and as many as the estimates need; if quick,
-    a twelfth, at least 8 a round. The board's state is read between the rounds; its power is sampled when idle before,
-    and under each subject's load after them, so that reading it is in no request's time.
+    a twelfth, at least 8 a round. A slow subject gets fewer, as many as fit into `SECONDS`, at least one a round. The
+    board's state is read between the rounds; its power is sampled when idle before, and under each subject's load after
+    them, so that reading it is in no request's time.
     """
     images = REQUESTS // 12 if quick else REQUESTS
     least = 8 if quick else -(-statistics.needed(max(ESTIMATED)) // ROUNDS)
+    turns = []
     conditions, before = Conditions(), jetson.state()
     if before:
         conditions.board.append(before)
         conditions.idle = _power(lambda: time.sleep(0.01))[0]
     for subject in subjects:
-        _warm_up(subject.step)
+        fitting = int(SECONDS[quick] / ROUNDS / max(_warm_up(subject.step), 1e-9))
+        turns.append(max(1, min(fitting, max(least, -(-images // ROUNDS // subject.batch)))))
     if before and not quick:
         _soak(subjects, conditions)
     gc.collect()
@@ -109,8 +113,7 @@ def measure(subjects: list[Subject], *, quick: bool = False) -> Conditions:
     try:
         with console.progress(ROUNDS * len(subjects), "turn", "latency") as bar:
             for _ in range(ROUNDS):
-                for subject in subjects:
-                    turn = max(least, -(-images // ROUNDS // subject.batch))
+                for subject, turn in zip(subjects, turns, strict=True):
                     subject.rounds.append(_turn(subject.step, turn))
                     if subject.gpu_step:
                         subject.gpu += [subject.gpu_step() for _ in range(turn)]
@@ -130,15 +133,16 @@ def measure(subjects: list[Subject], *, quick: bool = False) -> Conditions:
     return conditions
 
 
-def _warm_up(step: Callable[[], None]) -> None:
-    """Run until two windows' medians agree: clocks rise under load, and kernels are compiled on the way."""
+def _warm_up(step: Callable[[], None]) -> float:
+    """Run until two windows' medians agree, and return the last, in seconds: clocks rise, kernels are compiled."""
     least, most = WARM_UP
     begun, last = time.perf_counter(), 0.0
     while (passed := time.perf_counter() - begun) < most:
         median = _window(step)
         if passed >= least and abs(median - last) <= STEADY * median:
-            return
+            return median
         last = median
+    return last
 
 
 def _window(step: Callable[[], None]) -> float:
