@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.data import imagesets, mnist, sources
@@ -21,7 +20,7 @@ from pipeline.records import manifest
 from pipeline.runtimes import onnxruntime
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda
-from tests.support import DATA, DIGITS, FEW, ROOT, SMALL, command, fake_gpu, shared
+from tests.support import DATA, DIGITS, ROOT, SMALL, command, fake_gpu, save_few, shared
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -50,15 +49,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 @pytest.fixture(scope="session")
 def few(digits: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An `.npz` with the first images of MNIST, enough for everything that doesn't claim an accuracy."""
-
-    def make(folder: Path) -> None:
-        train = imagesets.load("mnist", "train", (1, 28, 28), DIGITS)
-        arrays = {}
-        for part, images, n in (("train", train, FEW[0]), ("test", digits, FEW[1])):
-            arrays[f"{part}_images"], arrays[f"{part}_labels"] = images.images[:n, 0], images.labels[:n]
-        np.savez(folder / "few.npz", **arrays)
-
-    return shared(tmp_path_factory, "few", make) / "few.npz"
+    return shared(tmp_path_factory, "few", lambda folder: save_few(folder / "few.npz")) / "few.npz"
 
 
 @pytest.fixture(scope="session")

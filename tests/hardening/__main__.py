@@ -31,7 +31,7 @@ def main(only: tuple[str, ...], long: bool, chain: Path | None, data: str) -> No
     """Faults, hostile input and tampering by the thousand, on the committed files and a release made of them."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        place = prepared(Path(scratch), chain, data)
+        place = prepared(Path(scratch), chain, str(Path(data).resolve()) if Path(data).exists() else data)
         for name in only or PARTS:
             part, begun = importlib.import_module(f"tests.hardening.{name}"), time.monotonic()
             console.say(f"{name} ...")

@@ -18,16 +18,27 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import stages
 from pipeline.cli.main import main
+from pipeline.data import imagesets
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
 DIGITS = tuple("0123456789")
 SMALL = ["--epochs", "2", "--batch-size", "32", "--gate", "0.8", "--quick", "--batch", "1", "--train-threads", "1"]
 FEW = 3000, 500  # training and test images of the small set
+
+
+def save_few(path: Path, data: str = "mnist") -> None:
+    """Save the small set, MNIST's first images, as an `.npz`."""
+    arrays = {}
+    for part, n in zip(("train", "test"), FEW, strict=True):
+        images = imagesets.load(data, part, (1, 28, 28), DIGITS)
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images.images[:n, 0], images.labels[:n]
+    np.savez(path, **arrays)
 
 
 def command(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
