@@ -34,8 +34,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _as_tests_need_it() -> None:
-    """Named image sets are looked for in the checkout's data/, whatever folder a test is in; and short warm-ups."""
+    """Named image sets are looked for in the checkout's data/, whatever folder a test is in; and short measurements."""
     sources.ROOT = DATA
+    timing.SECONDS = (2.0, 0.2)
     timing.WARM_UP, timing.SOAK, timing.POWER = (0.02, 0.2), (0.05, 0.5), (0.02, 0.2)
 
 

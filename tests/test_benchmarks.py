@@ -10,6 +10,7 @@ from benchmarks import training, verify
 from tests.support import ROOT
 
 
+@pytest.mark.exhaustive
 def test_both_loops_run_and_are_compared(few, capsys):
     """In a process of its own: one of the loops has worker processes."""
     line = ["--data", few, "--rounds", "1", "--seconds", "0.5", "--images", "640", "--threads", "1", "--json"]

@@ -74,6 +74,7 @@ def test_the_given_network_on_fashion_mnist(tmp_path):
     assert "igit" not in text and "Ankle boot" in text
 
 
+@pytest.mark.exhaustive
 def test_a_network_on_class_folders_and_an_onnx_from_elsewhere(tmp_path):
     pictures(tmp_path / "colours", 12, 6)
     (python,), lines = section("A network and pictures of your own")

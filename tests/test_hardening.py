@@ -15,21 +15,7 @@ import pytest
 from tests.hardening import Place, Row, endurance, fuzz, tamper, targets
 from tests.support import ROOT, surroundings
 
-QUICK = (
-    "idx",
-    "npz",
-    "record",
-    "onnx",
-    "report",
-    "archive",
-    "picture",
-    "options",
-    "int8",
-    "adopt",
-    "classes",
-    "certificate",
-    "labels",
-)
+QUICK = ("idx", "record", "onnx", "archive", "picture", "options")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,10 @@ from pipeline.stages import OptionalOut, Provider
 from pipeline.tensorrt import trtexec
 
 KIND, FILE = "latency", "latency.json"
-Quick = Annotated[bool, "One twelfth of the requests, at most 2 s a form, no estimates: a quick look, not MLPerf-style, not publishable."]
+Quick = Annotated[
+    bool,
+    "One twelfth of the requests, at most 2 s a form, no estimates: a quick look, not MLPerf-style or publishable.",
+]
 
 
 def run(

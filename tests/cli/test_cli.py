@@ -160,7 +160,13 @@ def test_a_missing_picture_is_told_before_any_bar(tmp_path):
         shown(["predict", "none.png", "--model", ROOT / "artifacts/mnist_cnn.onnx"], tmp_path)
 
 
-@pytest.mark.parametrize("inherited", [signal.default_int_handler, signal.SIG_IGN], ids=["a terminal's", "nohup's"])
+@pytest.mark.parametrize(
+    "inherited",
+    [
+        pytest.param(signal.default_int_handler, id="a terminal's"),
+        pytest.param(signal.SIG_IGN, id="nohup's", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_ctrl_c_is_one_line(few, tmp_path, inherited):
     """Also where the tests run with SIGINT ignored, which child processes inherit."""
     before = signal.signal(signal.SIGINT, inherited)
@@ -175,7 +181,11 @@ def test_ctrl_c_is_one_line(few, tmp_path, inherited):
 
 
 @pytest.mark.parametrize(
-    ("name", "left"), [("train", "completed epochs are saved"), ("run", "completed work is saved")]
+    ("name", "left"),
+    [
+        ("train", "completed epochs are saved"),
+        pytest.param("run", "completed work is saved", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_sigterm_is_one_line_too(few, tmp_path, name, left):
     running = started(name, "--data", few, "--out", tmp_path, *LONG)

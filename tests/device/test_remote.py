@@ -68,6 +68,7 @@ def until(true: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.exhaustive
 def test_a_cut_connection_is_one_line_and_the_same_command_then_ends_as_ever(board, on, tmp_path):
     def cut() -> None:  # verified, and about to be timed
         until(lambda: any((board.home / ssh.ROOT).glob("device-*/verification.json")), 120)

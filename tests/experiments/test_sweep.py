@@ -74,6 +74,7 @@ def pairs(rows) -> list[tuple[float, float]]:
     return sorted((row.lr, row.gamma) for row in rows)
 
 
+@pytest.mark.exhaustive
 def test_killed_and_restarted_ends_with_every_trial_once(few, tmp_path, here, capsys):
     process = start(few, tmp_path, workers=1, epochs=3)
     until(process, lambda: ended(tmp_path / "sweep.db"))

@@ -77,7 +77,13 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+LONG = ("mobilenet_v3_small", "shufflenet")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.exhaustive] * (name in LONG)) for name in NETWORKS],
+)
 def network(request):
     make, shape, norms, left = NETWORKS[request.param]
     made = settled(make())

@@ -86,6 +86,7 @@ def test_every_bit_of_the_signature_counts(copy, keys):
             signing.verify(copy, keys / "pub.pem")
 
 
+@pytest.mark.exhaustive
 def test_a_signature_is_kept_while_it_holds(release, keys, signed, tmp_path):
     out = Path(shutil.copytree(signed.parent, tmp_path / "out"))
     first = manifest.read(out / f"{NAME}.tar.gz")

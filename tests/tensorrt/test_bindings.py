@@ -245,6 +245,7 @@ def test_every_name_of_cuda_that_is_used_is_there():
     assert len(members) == 9 and members <= known
 
 
+@pytest.mark.exhaustive
 def test_jetpack_6s_standard_library_has_what_is_used(stubs):
     """Python 3.10's; that it can read every file, ruff checks, whose target it is."""
     imports = [path for path in (ROOT / "pipeline").rglob("*.py") if "experiments" not in path.parts]
