@@ -14,33 +14,21 @@ from pipeline import commands
 from pipeline.records import kinds, manifest
 from tests import reference
 from tests.support import ROOT, command, flip
+from tests.support.pages import PAGES, blocks, lines
 
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", ROOT / "SECURITY.md")}
-PAGES |= {f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 README, ACCURACY, GUARANTEES = (
     " ".join(PAGES[name].split()) for name in ("README.md", "docs/accuracy.md", "docs/guarantees.md")
 )
+# Those in the text, too; that those in blocks run: tests/test_docs.py.
+COMMANDS = [line for text in PAGES.values() for line in lines(text) + re.findall(r"`(pipeline [^`]+)`", text)]
 
 
-def lines(page: str) -> list[str]:
-    """The command lines of a page."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", PAGES[page], re.DOTALL)
-    return [line.strip() for block in blocks for line in block.splitlines() if line.strip() and line[0] != "#"]
-
-
-COMMANDS = dict.fromkeys(line for page in PAGES for line in lines(page) if line.startswith("pipeline "))
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_is_one_that_there_is(line):
-    """Each option and subcommand is known; those that only look are run."""
-    words = line.split("#")[0].split()[1:]
-    result = command(words[0], "-h")
+@pytest.mark.parametrize("line", dict.fromkeys(line for line in COMMANDS if line.startswith("pipeline ")))
+def test_every_command_and_option_is_one_that_there_is(line):
+    _, name, *words = line.split()
+    result = command(name, "-h")
     assert result.returncode == 0
-    for option in [word.split("=")[0] for word in words if word.startswith("--")]:
-        assert option in result.stdout, line
-    if words[0] in ("status", "show", "models") and "walked" not in words:  # that walk is tests/test_docs.py's
-        assert command(*words).returncode == 0
+    assert [word for word in words if word.startswith("--") and word.partition("=")[0] not in result.stdout] == []
 
 
 def test_every_command_is_shown():
@@ -67,7 +55,7 @@ def test_help_fits_a_screen():
 
 def test_the_first_page_is_short_and_its_second_command_is_what_ci_runs():
     assert len(README.split()) < 800
-    first, second = [line for line in lines("README.md") if line.startswith("python3 -m venv")]
+    first, second = [line for line in lines(PAGES["README.md"]) if line.startswith("python3 -m venv")]
     assert first.endswith("pipeline run") and "[host,test]" in second and "pytest" in second
     assert second in (ROOT / ".ci/run").read_text()
 
@@ -148,7 +136,7 @@ def test_the_certificates_figures_are_the_committed_ones(release):
 
 
 def test_the_record_formats_checker_holds_and_notices_a_byte(release, tmp_path):
-    (script,) = re.findall(r"```python\n(.*?)```", PAGES["docs/record-format.md"], re.DOTALL)
+    (script,) = blocks(PAGES["docs/record-format.md"], "python")
     folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
 
     def checked() -> subprocess.CompletedProcess[str]:
@@ -167,7 +155,7 @@ def test_the_python_of_the_pages_runs(release, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").symlink_to(release)
     for page in ("README.md", "docs/release.md"):
-        for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+        for block in blocks(PAGES[page], "python"):
             names = {"images": digits.images[:10, 0]}
             exec(compile(block, page, "exec"), names)
             if "logits" in names:
