@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sys
 import webbrowser
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -169,7 +170,7 @@ def visits(monkeypatch):
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor() as browser:
-        monkeypatch.setattr(webbrowser, "open", lambda url: visits.append(browser.submit(urlopen, url)))
+        monkeypatch.setattr(webbrowser, "open", lambda url: visits.append(browser.submit(urlopen, url, timeout=10)))
         monkeypatch.setattr(demo._Server, "service_actions", ended)
         yield visits
 
@@ -223,6 +224,16 @@ def test_a_network_on_class_folders_and_an_onnx_from_elsewhere(tmp_path):
     walk(tmp_path, text, "--epochs", "2", "--gate", "0")
     shutil.copy(classifier(tmp_path), tmp_path / "kept.onnx")
     walk(tmp_path, section(OWN, WALKS[2]))
+
+
+def test_the_signatures_official_check_is_as_the_page_says(signed, keys):
+    (line,) = re.findall(r"`(model_signing [^`]+)`", PAGES["docs/release.md"])
+    words = line.replace("DIR", str(signed)).replace("pub.pem", str(keys / "pub.pem")).split()
+    program = shutil.which(words[0], path=Path(sys.executable).parent)
+    if program is None:
+        pytest.skip("model-signing isn't installed: pip install -e '.[sign]'")
+    done = subprocess.run([program, *words[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.exhaustive

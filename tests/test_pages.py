@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -79,9 +82,34 @@ def test_every_room_and_file_that_the_pages_name_is_there():
     for page, text in PAGES.items():
         for name in re.findall(r"(?<![\w./-])(?:pipeline|tests|benchmarks)/[\w/.-]*\w", text):
             assert (ROOT / name).exists(), f"{page}: {name}"
-        for module in re.findall(r"python -m ((?:tests|benchmarks)\.\w+)", text):
-            path = ROOT / module.replace(".", "/")
-            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page}: {module}"
+
+
+def test_every_module_that_the_pages_run_is_one():
+    for module in set(re.findall(r"python -m ((?:tests|benchmarks)\.\w+)", "".join(PAGES.values()))):
+        folder = ROOT / module.replace(".", "/")
+        importlib.import_module(f"{module}.__main__" if folder.is_dir() else module)
+
+
+@pytest.mark.parametrize("words", sorted(set(re.findall(r"\bpytest ([^`\n#]*[^`\n# ])", "\n".join(PAGES.values())))))
+def test_what_the_pages_have_pytest_run_is_there(words):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-m", default="")
+    parser.add_argument("-k", default="")
+    parser.add_argument("paths", nargs="*", default=["tests"])
+    given = parser.parse_args(shlex.split(words))
+    paths = [ROOT / path for path in given.paths]
+    files = [file for path in paths for file in ([path] if path.suffix else path.rglob("test_*.py"))]
+    named = rf'def test_\w*{given.k}|id="{given.k}"'
+    found = [file.read_text() for file in files if given.k in file.name or re.search(named, file.read_text())]
+    assert [text for text in found if not given.m or f"mark.{given.m}" in text], words
+
+
+def test_every_block_of_commands_is_one_that_a_shell_reads():
+    for page, text in PAGES.items():
+        assert set(re.findall(r"^```(\w+)", text, re.MULTILINE)) <= {"bash", "python", "text", "mermaid"}, page
+        for block in blocks(text, "bash"):
+            read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+            assert read.returncode == 0 and not read.stderr, (page, read.stderr)
 
 
 def test_the_margins_are_the_releases(release):
