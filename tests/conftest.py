@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores; libraries read it when they are loaded
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,7 +21,8 @@ from pipeline.records import manifest
 from pipeline.runtimes import onnxruntime
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda
-from tests.support import DATA, DIGITS, ROOT, SMALL, command, fake_gpu, save_few, shared
+from tests.support import DATA, DIGITS, ROOT, SMALL, command, fake_gpu, pages, save_few, shared
+from tests.support.releases import NAME
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -91,6 +93,28 @@ def shipped(release: Path, digits: ImageSet, tmp_path_factory: pytest.TempPathFa
     from pipeline.release import ship
 
     return shared(tmp_path_factory, "shipped", lambda folder: ship.run(release, out=folder))
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`key.pem`, `pub.pem` and another pair, made as docs/release.md says. Tests don't write to it."""
+
+    def make(folder: Path) -> None:
+        for private, public in (("key.pem", "pub.pem"), ("other.pem", "other-pub.pem")):
+            for line in re.findall(r"`(openssl [^`]+)`", pages.PAGES["docs/release.md"]):
+                words = line.replace("key.pem", private).replace("pub.pem", public).split()
+                subprocess.run(words, cwd=folder, check=True, capture_output=True)
+
+    return shared(tmp_path_factory, "keys", make)
+
+
+@pytest.fixture(scope="session")
+def signed(release: Path, keys: Path, digits: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a signed release of the committed files, beside its archive. Tests don't write to it."""
+    from pipeline.release import ship
+
+    key = keys / "key.pem"
+    return shared(tmp_path_factory, "signed", lambda folder: ship.run(release, out=folder, sign_key=key)) / NAME
 
 
 @pytest.fixture

@@ -1,29 +1,91 @@
-"""The commands in docs/, run as they stand there, and what docs/jetson.md says that they print."""
+"""Every command of README.md and docs/, run as it stands there, and what docs/jetson.md says that is printed."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
+import sys
+import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import msgspec
+import numpy as np
 import pytest
+from PIL import Image
 
+from pipeline import commands
+from pipeline.apps import demo
 from pipeline.device import deploy
+from pipeline.errors import UsageError
 from pipeline.machine import jetson, system
 from pipeline.records import manifest
 from pipeline.records.devices import Board
-from pipeline.release import ship
 from pipeline.tensorrt import bindings as library
-from pipeline.tensorrt import builder
-from tests.support import ROOT, command
+from pipeline.tensorrt import builder, cuda
+from tests.support import DATA, ROOT, command, one_line
 from tests.support.elsewhere import classifier, pictures
+from tests.support.pages import PAGES, blocks, lines, section
 from tests.support.sshd import Server
 
-TEXT = (ROOT / "docs/your-own-model.md").read_text()
-JETSON = (ROOT / "docs/jetson.md").read_text()
-DEPLOYMENTS = re.findall(r"^pipeline deploy .*--on .*", JETSON, re.MULTILINE)
+OWN, JETSON = "docs/your-own-model.md", PAGES["docs/jetson.md"]
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+# The sections of OWN that are walks of their own; all other commands are run on one desk, in the order of the pages.
+WALKS = ("The given network on another data set", "A network and pictures of your own", "An .onnx from elsewhere")
+TEXTS = {**PAGES, OWN: re.sub("|".join(re.escape(section(OWN, title)) for title in WALKS), "", PAGES[OWN])}
+LINES = [line for text in TEXTS.values() for line in lines(text) if line.startswith("pipeline ")]
+COMMANDS = dict.fromkeys(
+    line.replace("NAME", "mnist_cnn").replace("LARGER", "mnist_teacher")
+    for line in [*LINES, *commands.EXAMPLES.values()]
+)
+DEPLOYMENTS = [line for line in COMMANDS if {"--on", "--board"} & set(line.split())]
+# What is added to the lines that match, so that they take seconds; a later option of the same name wins.
+QUICK = {
+    "^pipeline run": "--quick --batch 1 --train-threads 1",  # two wait for each other beside the other worker's tests
+    "^pipeline (train|teach)": "--train-threads 1",
+    "^pipeline certify artifacts": "--data few.npz",
+    "^pipeline bench": "--quick --batch 1",
+    "^pipeline deploy": "--quick --batch 1 --data few.npz",
+    "^pipeline demo": "--port 0",
+    "^pipeline study": "--seeds 1",
+    "^pipeline sweep": "--lr 0.04 --gamma 0.1 --gamma 0.5 --trials 2 --workers 1 --hold-out 500",
+    "--sampler tpe": "--name other",  # in a folder that has a sweep
+    "--hold-out 10000": "--hold-out 500",
+}
+# What can't be done without a GPU or another machine: the exit code, and what the one line says.
+REFUSED = {
+    "pipeline build --twice": (2, "--twice: compares two engines' answers on a GPU"),
+    "pipeline verify artifacts/mnist_cnn.onnx --provider cuda": (1, "can't load it with CUDAExecutionProvider"),
+    "pipeline bench device/mnist_cnn.engine --no-cuda-graph --threads 1": (2, "built for sm86"),
+    "pipeline sweep --sampler tpe --trials 30 --storage postgresql+psycopg://user@host/sweeps": (
+        2,
+        "--storage postgresql+psycopg://host/sweeps: cannot",
+    ),
+}
+# What the others print, where the page says it.
+SHOWN = {
+    "pipeline run": "nothing to do: every artifact is as on record",
+    "pipeline run --without quantize --out try": "quantize left out: --without",
+    "pipeline status artifacts": " fresh ",
+    "pipeline show mnist_cnn": "Total params: 9,596",
+    "pipeline check mnist_cnn": "mnist_cnn can be trained and taken through the chain",
+    "pipeline certify": "answers that can't change",
+    "pipeline build": "15 of 15 layers between the casts compute in HALF",
+    "pipeline build artifacts/mnist_cnn.int8.onnx": "7 of 7 products compute in INT8",
+    "pipeline verify artifacts/mnist_cnn.onnx --gate 0.993": "passed: gate 99.30%",
+    "pipeline bench --compare": "times faster",
+    "pipeline ship artifacts --sign-key key.pem --out signed": ", signed; verified",
+    "pipeline ship --format triton": "release/mnist_cnn-1.0.0-triton",
+    "pipeline predict data/MNIST/raw/t10k-images-idx3-ubyte": "of 10,000 with a label",
+    "pipeline demo --open": "answers at http://127.0.0.1:",
+    "pipeline teach mnist_cnn": "labelled by mnist_teacher",
+    "pipeline study --recipe best --seeds 10": "standard deviation",
+    "pipeline sweep": "best: pipeline train mnist_cnn --lr 0.04",
+    "pipeline deploy artifacts": "passed",
+}
 ORIN = Board(
     model="NVIDIA Jetson Orin Nano Developer Kit",
     release="R36 (release), REVISION: 4.4",
@@ -35,25 +97,20 @@ ORIN = Board(
     throttling=[],
     watts=None,
 )
-# One thread: two that wait for each other beside the other worker's tests take five times as long.
-QUICK = ["--quick", "--batch", "1", "--train-threads", "1"]
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
-def section(title: str) -> tuple[list[str], list[str]]:
-    """The Python blocks and the commands of a section."""
-    text = re.search(rf"## {title}\n(.*?)(?=\n## |\Z)", TEXT, re.DOTALL)[1]
-    python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    bash = re.findall(r"```bash\n(.*?)```", text.replace("\\\n   ", ""), re.DOTALL)
-    lines = [line for block in bash for line in block.splitlines() if line]
-    return python, lines
+def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of a page in a folder, with what QUICK adds to it."""
+    program, *words = line.split()
+    assert program == "pipeline"
+    quick = " ".join(options for pattern, options in QUICK.items() if re.search(pattern, line)).split()
+    return command(*words, *quick, *more, cwd=folder)
 
 
-def walk(folder: Path, lines: list[str], *more: str) -> None:
-    for line in lines:
-        program, *words = line.split()
-        result = command(*words, *([*QUICK, *more] if words[0] == "run" else []), cwd=folder)
-        assert program == "pipeline" and result.returncode == 0, (line, result.stderr[-1000:])
+def walk(folder: Path, text: str, *more: str) -> None:
+    for line in lines(text):
+        done = run(line, folder, *(more if line.startswith("pipeline run") else ()))
+        assert done.returncode == 0, (line, done.stderr[-1000:])
 
 
 def written(folder: Path, name: str, python: str) -> None:
@@ -61,59 +118,152 @@ def written(folder: Path, name: str, python: str) -> None:
     (folder / f"models/{name}.py").write_text(python)
 
 
+def smaller(python: str) -> str:
+    """A model file for `small.npz` whose training takes a second."""
+    changes = {r'data="[^"]+"': 'data="small.npz"', r"gate=[\d.]+": "gate=0.5", "WIDTH = 4": "WIDTH = 1"}
+    for pattern, other in {**changes, r"Recipe\(": "Recipe(epochs=1, batch_size=16, "}.items():
+        python = re.sub(pattern, other, python)
+    return python
+
+
+def shortened(few: Path, folder: Path) -> None:
+    """Write `small.npz`, with which everything takes seconds, and a `few.npz` as docs/your-own-model.md makes one."""
+    with np.load(few) as every:
+        small = {name: values[: 1500 if name.startswith("train") else 40] for name, values in every.items()}
+    np.savez(folder / "small.npz", **small)
+    np.savez(folder / "few.npz", images=small["test_images"], labels=small["test_labels"])
+
+
+@pytest.fixture
+def desk(few, digits, release, signed, keys, tmp_path) -> Path:
+    """A folder with every file that the lines name and none before them makes, and models that train in a second."""
+    shortened(few, tmp_path)
+    for name in ("mnist_cnn", "mnist_teacher"):
+        written(tmp_path, name, smaller((ROOT / f"models/{name}.py").read_text()))
+    shutil.copytree(release, tmp_path / "artifacts")
+    shutil.copy(signed.with_name(f"{signed.name}.tar.gz"), tmp_path)
+    for name in ("key.pem", "pub.pem"):
+        shutil.copy(keys / name, tmp_path)
+    (tmp_path / "data").symlink_to(DATA)
+    (tmp_path / "scans").mkdir()
+    for number in range(3):
+        picture = Image.eval(Image.fromarray(digits.images[number, 0]), lambda value: 255 - value).resize((280, 280))
+        picture.save(tmp_path / f"scans/{number}.png")
+    picture.save(tmp_path / "photo.jpg")
+    classifier(tmp_path)
+    (tmp_path / "names.txt").write_text("red\ngreen\nblue\n")
+    chance, theirs = np.random.default_rng(0), {}
+    for part in ("train", "test"):
+        theirs[f"{part}_images"] = chance.integers(0, 256, (120, 3, 16, 16)).astype(np.uint8)
+        theirs[f"{part}_labels"] = np.arange(120) % 3
+    np.savez(tmp_path / "theirs.npz", **theirs)
+    return tmp_path
+
+
+@pytest.fixture
+def visits(monkeypatch):
+    """Visits to the page that `demo --open` opens in a browser; Ctrl-C comes after the first."""
+    visits = []
+
+    def ended(_: object) -> None:
+        if visits and visits[0].done():
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor() as browser:
+        monkeypatch.setattr(webbrowser, "open", lambda url: visits.append(browser.submit(urlopen, url, timeout=10)))
+        monkeypatch.setattr(demo._Server, "service_actions", ended)
+        yield visits
+
+
+def gpu() -> bool:
+    try:
+        return bool(cuda.gpu())
+    except UsageError:
+        return False
+
+
 @pytest.mark.exhaustive
-@pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
-def test_the_given_network_on_fashion_mnist(tmp_path):
-    (python,), lines = section("The given network on another data set")
-    written(tmp_path, "fashion", python)
-    walk(tmp_path, lines)
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx has wheels for x86-64 only")
+def test_every_command_runs_as_it_stands(desk, visits):
+    build = ["build", "artifacts/mnist_cnn.fp16.onnx", "--runtime", "tensorrt-rtx", "--target", "sm86"]
+    assert command(*build, "--out", "device", cwd=desk).returncode == 0  # in place of an engine from a board
+    for line in COMMANDS:
+        if line in DEPLOYMENTS:
+            continue
+        done = run(line, desk)
+        if line in REFUSED and not (done.returncode == 0 and gpu()):
+            code, told = REFUSED[line]
+            assert told in one_line(done, code)
+        else:
+            assert done.returncode == 0, (line, done.stderr[-2000:])
+            assert SHOWN.get(line, "") in done.stdout + done.stderr, line
+    assert REFUSED.keys() | SHOWN.keys() <= COMMANDS.keys()
+    assert visits[0].result().status == 200
+
+
+@pytest.mark.exhaustive
+def test_the_given_network_on_fashion_mnist(few, tmp_path):
+    """On a few digits in its place, where Debian's dataset-fashion-mnist isn't installed."""
+    text = section(OWN, WALKS[0])
+    (python,) = blocks(text, "python")
+    shortened(few, tmp_path)
+    written(tmp_path, "fashion", python if FASHION.is_dir() else smaller(python))
+    walk(tmp_path, text)
     rows = manifest.read(tmp_path / "out/verification.json").facts.rows
-    assert all(row.accuracy >= 0.90 and row.differ <= 20 for row in rows)
+    assert not FASHION.is_dir() or all(row.accuracy >= 0.90 and row.differ <= 20 for row in rows)
     release = tmp_path / "release/fashion-1.0.0"
-    text = (release / "MODEL_CARD.md").read_text() + (release / "report.html").read_text()
-    assert "igit" not in text and "Ankle boot" in text
+    card = (release / "MODEL_CARD.md").read_text() + (release / "report.html").read_text()
+    assert "igit" not in card and "Ankle boot" in card
 
 
 @pytest.mark.exhaustive
 def test_a_network_on_class_folders_and_an_onnx_from_elsewhere(tmp_path):
     pictures(tmp_path / "colours", 12, 6)
-    (python,), lines = section("A network and pictures of your own")
+    text = section(OWN, WALKS[1])
+    (python,) = blocks(text, "python")
     written(tmp_path, "colours", python)
-    walk(tmp_path, lines, "--epochs", "2", "--gate", "0")
+    walk(tmp_path, text, "--epochs", "2", "--gate", "0")
     shutil.copy(classifier(tmp_path), tmp_path / "kept.onnx")
-    _, lines = section("An .onnx from elsewhere")
-    walk(tmp_path, lines)
+    walk(tmp_path, section(OWN, WALKS[2]))
+
+
+def test_the_signatures_official_check_is_as_the_page_says(signed, keys):
+    (line,) = re.findall(r"`(model_signing [^`]+)`", PAGES["docs/release.md"])
+    words = line.replace("DIR", str(signed)).replace("pub.pem", str(keys / "pub.pem")).split()
+    program = shutil.which(words[0], path=Path(sys.executable).parent)
+    if program is None:
+        pytest.skip("model-signing isn't installed: pip install -e '.[sign]'")
+    done = subprocess.run([program, *words[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.exhaustive
-def test_the_deployments_run_as_they_stand(release, few, digits, tmp_path):
-    """On a server that answers to every name in them; without TensorRT, and for a quick look."""
-    key = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "key.pem"]
-    subprocess.run(key, cwd=tmp_path, check=True)
-    subprocess.run(["openssl", "ec", "-in", "key.pem", "-pubout", "-out", "pub.pem"], cwd=tmp_path, check=True)
-    ship.run(release, out=tmp_path / "release", sign_key=tmp_path / "key.pem")
+def test_the_deployments_run_as_they_stand(release, signed, keys, few, tmp_path):
+    """On a server that answers to every name in them, without TensorRT; then the line that shows the boards."""
+    shutil.copytree(signed.parent, tmp_path / "release")
     shutil.copytree(release, tmp_path / "artifacts")
+    shutil.copy(keys / "pub.pem", tmp_path)
     shutil.copy(few, tmp_path)
     server = Server(tmp_path / "board", borrow=True)
     try:
         shutil.copy(server.config, tmp_path / "lab_ssh_config")
         for line in DEPLOYMENTS:
-            words = line.replace("nvidia@", "").split()[1:]  # the server's user is the one who tests
-            more = [] if "--ssh-config" in words else ["--ssh-config", "lab_ssh_config"]
-            more += ["--runtime", "none", "--quick", "--batch", "1", "--gate", "0.9"]
-            done = command(*words, *more, cwd=tmp_path)
+            words = line.split()
+            more = ["--runtime", "none", "--gate", "0.9"] if "--on" in words else ["--out", "shown"]
+            more += ["--ssh-config", "lab_ssh_config"] if "--on" in words and "--ssh-config" not in words else []
+            line = re.sub(r"\w+@", "", line)  # the server's user is the one who tests
+            done = run(line, tmp_path, *more)
             assert done.returncode == 0, (line, done.stderr)
-            assert (server.home / ".cache/edge-pipeline").exists() != ("--clean" in words)
-        for host in ("192.168.55.1", "orin-nano", "agx-orin"):
+            assert "--on" not in words or (server.home / ".cache/edge-pipeline").exists() != ("--clean" in words)
+        for host in ("192.168.55.1", "orin-nano", "agx-orin", "jetson"):
             assert manifest.read(tmp_path / "device" / host / "device-report.json").facts.passed
     finally:
         server.stop()
 
 
-def blocks(title: str) -> list[str]:
+def printed_there(title: str) -> list[str]:
     """The lines of what a section says is printed."""
-    text = re.search(rf"## {title}\n(.*?)(?=\n## |\Z)", JETSON, re.DOTALL)[1]
-    return [line for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [line for block in blocks(section("docs/jetson.md", title), "text") for line in block.splitlines()]
 
 
 def printed(line: str, text: str) -> bool:
@@ -131,7 +281,7 @@ def test_a_good_and_a_bad_report_look_as_the_page_says(device, chain, few, tmp_p
     for gate, title in ((0.8, "A good report"), (1.0, "A bad one")):
         deploy.show(deploy.run(half, out=tmp_path, data=str(few), gate=gate, quick=True, batch=(1,)))
         said = capsys.readouterr()
-        lines = [line for line in blocks(title) if not line.startswith("unreliable")]
+        lines = [line for line in printed_there(title) if not line.startswith("unreliable")]
         assert lines and [line for line in lines if not printed(line, said.out)] == []
         assert "unreliable" not in said.err
 
@@ -146,7 +296,7 @@ def test_a_bad_measurement_is_told_as_the_page_says(tmp_path, monkeypatch):
     bad |= {"temperatures": {"gpu-thermal": 88.0}}
     states = [msgspec.structs.replace(ORIN, **bad, throttling=["gpu-throttle-alert"] * (n < 3)) for n in range(21)]
     told = jetson.warnings(states)
-    lines = [line for line in blocks("A bad one") if line.startswith("unreliable")]
+    lines = [line for line in printed_there("A bad one") if line.startswith("unreliable")]
     assert lines == [f"unreliable measurement: {each}" for each in told]
 
 

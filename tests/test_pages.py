@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,33 +17,21 @@ from pipeline import commands
 from pipeline.records import kinds, manifest
 from tests import reference
 from tests.support import ROOT, command, flip
+from tests.support.pages import PAGES, blocks, lines
 
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", ROOT / "SECURITY.md")}
-PAGES |= {f"docs/{path.name}": path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 README, ACCURACY, GUARANTEES = (
     " ".join(PAGES[name].split()) for name in ("README.md", "docs/accuracy.md", "docs/guarantees.md")
 )
+# Those in the text, too; that those in blocks run: tests/test_docs.py.
+COMMANDS = [line for text in PAGES.values() for line in lines(text) + re.findall(r"`(pipeline [^`]+)`", text)]
 
 
-def lines(page: str) -> list[str]:
-    """The command lines of a page, continued ones joined."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", PAGES[page].replace("\\\n   ", ""), re.DOTALL)
-    return [line.strip() for block in blocks for line in block.splitlines() if line.strip() and line[0] != "#"]
-
-
-COMMANDS = dict.fromkeys(line for page in PAGES for line in lines(page) if line.startswith("pipeline "))
-
-
-@pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_is_one_that_there_is(line):
-    """Each option and subcommand is known; those that only look are run."""
-    words = line.split("#")[0].split()[1:]
-    result = command(words[0], "-h")
+@pytest.mark.parametrize("line", dict.fromkeys(line for line in COMMANDS if line.startswith("pipeline ")))
+def test_every_command_and_option_is_one_that_there_is(line):
+    _, name, *words = line.split()
+    result = command(name, "-h")
     assert result.returncode == 0
-    for option in [word.split("=")[0] for word in words if word.startswith("--")]:
-        assert option in result.stdout, line
-    if words[0] in ("status", "show", "models") and "walked" not in words:  # that walk is tests/test_docs.py's
-        assert command(*words).returncode == 0
+    assert [word for word in words if word.startswith("--") and word.partition("=")[0] not in result.stdout] == []
 
 
 def test_every_command_is_shown():
@@ -67,7 +58,7 @@ def test_help_fits_a_screen():
 
 def test_the_first_page_is_short_and_its_second_command_is_what_ci_runs():
     assert len(README.split()) < 800
-    first, second = [line for line in lines("README.md") if line.startswith("python3 -m venv")]
+    first, second = [line for line in lines(PAGES["README.md"]) if line.startswith("python3 -m venv")]
     assert first.endswith("pipeline run") and "[host,test]" in second and "pytest" in second
     assert second in (ROOT / ".ci/run").read_text()
 
@@ -97,9 +88,34 @@ def test_every_room_and_file_that_the_pages_name_is_there():
     for page, text in PAGES.items():
         for name in re.findall(r"(?<![\w./-])(?:pipeline|tests|benchmarks)/[\w/.-]*\w", text):
             assert (ROOT / name).exists(), f"{page}: {name}"
-        for module in re.findall(r"python -m ((?:tests|benchmarks)\.\w+)", text):
-            path = ROOT / module.replace(".", "/")
-            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{page}: {module}"
+
+
+def test_every_module_that_the_pages_run_is_one():
+    for module in set(re.findall(r"python -m ((?:tests|benchmarks)\.\w+)", "".join(PAGES.values()))):
+        folder = ROOT / module.replace(".", "/")
+        importlib.import_module(f"{module}.__main__" if folder.is_dir() else module)
+
+
+@pytest.mark.parametrize("words", sorted(set(re.findall(r"\bpytest ([^`\n#]*[^`\n# ])", "\n".join(PAGES.values())))))
+def test_what_the_pages_have_pytest_run_is_there(words):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-m", default="")
+    parser.add_argument("-k", default="")
+    parser.add_argument("paths", nargs="*", default=["tests"])
+    given = parser.parse_args(shlex.split(words))
+    paths = [ROOT / path for path in given.paths]
+    files = [file for path in paths for file in ([path] if path.suffix else path.rglob("test_*.py"))]
+    named = rf'def test_\w*{given.k}|id="{given.k}"'
+    found = [file.read_text() for file in files if given.k in file.name or re.search(named, file.read_text())]
+    assert [text for text in found if not given.m or f"mark.{given.m}" in text], words
+
+
+def test_every_block_of_commands_is_one_that_a_shell_reads():
+    for page, text in PAGES.items():
+        assert set(re.findall(r"^```(\w+)", text, re.MULTILINE)) <= {"bash", "python", "text", "mermaid"}, page
+        for block in blocks(text, "bash"):
+            read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+            assert read.returncode == 0 and not read.stderr, (page, read.stderr)
 
 
 def test_the_margins_are_the_releases(release):
@@ -154,7 +170,7 @@ def test_the_certificates_figures_are_the_committed_ones(release):
 
 
 def test_the_record_formats_checker_holds_and_notices_a_byte(release, tmp_path):
-    (script,) = re.findall(r"```python\n(.*?)```", PAGES["docs/record-format.md"], re.DOTALL)
+    (script,) = blocks(PAGES["docs/record-format.md"], "python")
     folder = Path(shutil.copytree(release, tmp_path / "artifacts"))
 
     def checked() -> subprocess.CompletedProcess[str]:
@@ -173,7 +189,7 @@ def test_the_python_of_the_pages_runs(release, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "artifacts").symlink_to(release)
     for page in ("README.md", "docs/release.md"):
-        for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL):
+        for block in blocks(PAGES[page], "python"):
             names = {"images": digits.images[:10, 0]}
             exec(compile(block, page, "exec"), names)
             if "logits" in names:

@@ -22,25 +22,6 @@ from tests.support import command, flip, one_line
 from tests.support.releases import NAME, resum, rewrite, snapshot
 
 
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory) -> Path:
-    """`key.pem`, `pub.pem` and another pair, made as the README says."""
-    folder = tmp_path_factory.mktemp("keys")
-    for private, public in (("key.pem", "pub.pem"), ("other.pem", "other-pub.pem")):
-        make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
-        subprocess.run(make, cwd=folder, check=True)
-        subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", public], cwd=folder, check=True, stderr=-3)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def signed(release, keys, tmp_path_factory) -> Path:
-    """A signed release's folder. Don't write to it."""
-    out = tmp_path_factory.mktemp("signed")
-    ship.run(release, out=out, sign_key=keys / "key.pem")
-    return out / NAME
-
-
 @pytest.fixture
 def copy(signed, tmp_path) -> Path:
     return Path(shutil.copytree(signed, tmp_path / NAME))
