@@ -6,8 +6,12 @@ is an error.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,16 +65,17 @@ class Session(base.Session):
         }
         model = onnx_file.load(artifact)
         content, chosen = model.SerializeToString(), [(provider, settings[mode])]
+        log: list[str] = []
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, contextlib.nullcontext() if self._on_cpu else _logged(log):
                 optimised = Path(folder) / "optimised.onnx"
                 if mode != "tensorrt":  # compiled parts can't be written as ONNX
                     options.optimized_model_filepath = str(optimised)
                 self._session = run.opened(content, options, chosen)
                 self.arithmetic = _arithmetic(model.graph, optimised if optimised.exists() else None)
         except Exception as error:  # the library's own exceptions share no narrower public base
-            line = " ".join(str(error).split())[:300]  # what is missing stands far behind
-            raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it with {provider}: {line}") from error
+            reason = _reason(error, "\n".join(log))
+            raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it with {provider}: {reason}") from error
         if (ran := self._session.get_providers()[0]) != provider:
             raise CheckFailed(f"--provider {mode}: expected {provider}, ONNX Runtime fell back to {ran}")
         if not self._on_cpu:
@@ -114,6 +119,28 @@ class Session(base.Session):
 
 
 load = Session
+
+
+@contextlib.contextmanager
+def _logged(lines: list[str]) -> Iterator[None]:
+    """Take what is written to stderr: why a provider can't be loaded stands only there. Drop what is printed."""
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryFile("w+", errors="replace") as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines += file.read().splitlines()
+
+
+def _reason(error: Exception, log: str) -> str:
+    """Return the library that couldn't be loaded and what the provider needs, if the log says so, else the error."""
+    missing, needs = re.search(r"with error: (.+)", log), re.search(r"Require (.+?)\. Please", log)
+    line = missing[1] if missing else " ".join(str(error).split())[:300]  # what is missing stands far behind
+    return line + (f"; it needs {needs[1]}" if needs else "")
 
 
 def _arithmetic(graph: GraphProto, optimised: Path | None) -> str:
