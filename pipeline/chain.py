@@ -44,8 +44,8 @@ def status(folder: Path, model: str | None = None) -> list[Link]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
     model = model or _model(folder)
-    links: list[Link] = []
-    for name in _stages(_adopted(folder, model)):
+    links = [Link("adopt", folder / adopted.name, FRESH, "", adopted)] if (adopted := _adopted(folder, model)) else []
+    for name in _stages(adopted):
         links.append(_link(stages.get(name), folder, model, links))
     others = [folder / name for name in manifest.names(folder)]
     return links + [_other(path) for path in others if path not in {link.path for link in links}]

@@ -113,6 +113,32 @@ def colours(tmp_path) -> Path:
 WORDS = ["--name", "theirs", "--classes", "red,green,blue", "--mean", ".485,.456,.406", "--std", ".229,.224,.225"]
 
 
+def test_a_file_adopted_again_makes_what_came_of_it_stale(tmp_path, colours):
+    """And one that gets hardly an image right is told what may be wrong; a trained network of its name is kept."""
+    out, words = tmp_path / "out", [*WORDS, "--data", colours, "--out", tmp_path / "out"]
+    file = classifier(tmp_path)
+    assert "chance" not in command("adopt", file, *words, "--classes", "green,red,blue").stderr
+    assert command("fold", "--out", out, "--data", colours).returncode == 0
+    assert [row["state"] for row in rows(out)][:2] == ["fresh", "fresh"]
+    again = command("adopt", file, *words)
+    assert "no better than chance: expected --classes in the order of its outputs" in again.stderr
+    assert again.returncode == 0 and rows(out)[1] == {
+        "stage": "fold", "file": "theirs.onnx", "state": "stale", "why": "theirs.unfolded.onnx has changed"
+    }  # fmt: skip
+    assert "--model their: expected one whose files are in" in one_line(command("status", out, "--model", "their"), 2)
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """What `status` says of the stages."""
+    return json.loads(command("status", out, "--json").stdout)
+
+
+def test_a_trained_network_of_its_name_is_kept(chain, tmp_path):
+    words = [*WORDS, "--name", "mnist_cnn", "--data", "mnist", "--out", chain]
+    error = one_line(command("adopt", classifier(tmp_path), *words), 2)
+    assert "mnist_cnn.unfolded.onnx: was exported from a network trained here: expected another --out" in error
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -151,8 +151,11 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
     Exits 1 if one is altered. A file that no stage makes by itself is "recorded": unaltered, as its record has it.
     """
     links = chain.status(folder, model)
+    there = [link for link in links if link.state != chain.MISSING]
     if not (folder / manifest.FILE).exists() and {link.state for link in links} == {chain.MISSING}:
         raise UsageError(f"{folder}: no chain: expected a folder with what `pipeline run` made")
+    if model and not any(link.path.name.startswith(f"{model}.") for link in there):
+        raise UsageError(f"--model {model}: expected one whose files are in {folder}")
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
     shown.rows(rows, str(folder), as_json)
     chain.refuse_altered(links)

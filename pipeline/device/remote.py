@@ -62,7 +62,7 @@ def run(
     for host, target in targets.items():
         if list(targets.values()).count(target) > 1:
             raise UsageError(f"--on {host}: expected boards of different names, since each has a folder {target}")
-        _expect_replaceable(target)
+        _expect_replaceable(target, forms)
     sent = [Parcel.of("release", release)]
     options = dict(options)
     if (data := options["data"]) and data != "mnist":
@@ -156,8 +156,8 @@ def _expect(board: Board, name: str, expected: str, received: str) -> None:
         raise CheckFailed(f"{board.host}: {name}: altered: expected sha256 {expected}, received {received}")
 
 
-def _expect_replaceable(target: Path) -> None:
-    """UsageError if a board's folder here has anything but an earlier report, which a new one replaces."""
+def _expect_replaceable(target: Path, forms: Sequence[Artifact]) -> None:
+    """UsageError if a board's folder here has anything but an earlier report of these forms, which is replaced."""
     files.put_back(target)
     if target.exists():
         own = {*manifest.names(target), manifest.FILE, files.TIMINGS}
@@ -167,6 +167,13 @@ def _expect_replaceable(target: Path) -> None:
             raise UsageError(
                 f"{target}: has {others[0]}, which a new report would remove: move it or give another --out"
             )
+        with contextlib.suppress(CheckFailed):  # an altered report names nothing
+            parents = {parent for name in manifest.names(target) for parent in manifest.recall(target / name).parents}
+            earlier = sorted(parent for parent in parents if parent.endswith(".onnx"))
+            if earlier and not parents & {form.name for form in forms}:
+                raise UsageError(
+                    f"{target}: has a report of {earlier[0]}, which a new one would remove: give another --out"
+                )
 
 
 @contextlib.contextmanager

@@ -95,15 +95,16 @@ def connected(host: str, config: Path | None) -> Iterator[Board]:
         done = subprocess.run(master, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
         if done.returncode:
             errors.seek(0)
-            raise UsageError(f"{host}: {_refused(host, errors.read().decode(errors='replace'))}")
+            command = shlex.join(["ssh", *(["-F", str(config)] if config else []), host])
+            raise UsageError(f"{host}: {_refused(command, errors.read().decode(errors='replace'))}")
         try:
             yield Board(host, ssh)
         finally:
             subprocess.run([*ssh, "-Oexit", "--", host], capture_output=True)
 
 
-def _refused(host: str, text: str) -> str:
-    """Why there is no connection, and what to do."""
+def _refused(command: str, text: str) -> str:
+    """Why there is no connection by a command, and what to do."""
     last = _plain(last_line(text))
     if changed := re.search(r"^Offending .* in (\S+)", text, re.MULTILINE):
         return (
@@ -111,7 +112,7 @@ def _refused(host: str, text: str) -> str:
             "remove that line (ssh-keygen -R) and connect once with ssh"
         )
     if "Host key verification failed" in text:
-        return f"unknown host key: expected one in known_hosts; `ssh {host}`, once, shows it and keeps it"
+        return f"unknown host key: expected one in known_hosts; `{command}`, once, shows it and keeps it"
     if "Permission denied" in text:
         return f"{last}: expected a key that the board accepts, in an agent or in ~/.ssh; no password is asked for"
     return f"can't connect: {last}"

@@ -52,7 +52,7 @@ def run(
     Raises CheckFailed, naming what stands in the way, for a graph that the chain can't take.
     """
     if not file.is_file():
-        raise UsageError(f"{file}: no such file: expected an ONNX file")
+        raise UsageError(f"{file}: {'a folder' if file.is_dir() else 'no such file'}: expected an ONNX file")
     origin = f"{file.name} as adopted"  # the chain's own file may have its name
     if not kinds.is_file_name(origin):
         raise UsageError(f"{file}: can't be put on record: expected a printable name without a dot in front; rename it")
@@ -61,6 +61,9 @@ def run(
             raise UsageError(
                 f"{file}: later stages write a file of this name to {out}: expected another --out or --name"
             )
+    path = out / FILE.format(model=name)
+    if manifest.claimed_kind(path) == "unfolded" and not manifest.recall(path).facts.adopted:
+        raise UsageError(f"{path}: was exported from a network trained here: expected another --out or --name")
     content = file.read_bytes()
     names = _classes(classes)
     source = adopt.parse(content, str(file))
@@ -77,6 +80,12 @@ def run(
     if sources.has_training_images(data):
         imagesets.remark_shared(split, imagesets.load(data, "train", card.input, card.classes))
     expected = _answers(original, card, channels_last, batch, split.images, str(file))
+    right = expected.argmax(1) == split.labels
+    if right.mean() <= 1 / len(names):
+        console.say(
+            f"{file}: {right.mean():.2%} of {split.name} right is no better than chance: expected --classes in the "
+            "order of its outputs, and --mean, --std and images as in its training"
+        )
     logits = graphs.outputs(model, split.images, str(file))
     alone = np.concatenate([graphs.outputs(model, each[None], str(file)) for each in split.images[:4]])
     graphs.check_same(logits[:4], alone, f"{file}: an answer depends on the batch's other images; alone it differs")
@@ -85,7 +94,6 @@ def run(
     )
     if activation:
         console.say(f"{file}: {activation} at its end is left out: the adopted file gives logits")
-    right = expected.argmax(1) == split.labels
     if gate is None:
         card = msgspec.structs.replace(card, gate=max(0.0, round(float(right.mean()) - MARGIN, 4)))
     reference = Reference(
@@ -103,7 +111,7 @@ def run(
         adopted=metadata.opset(original),
     )
     return manifest.write(
-        out / FILE.format(model=name),
+        path,
         model.SerializeToString(deterministic=True),
         facts=facts,
         parents={origin: sha256},

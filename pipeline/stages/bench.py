@@ -201,7 +201,7 @@ def show(latency: Artifact) -> None:
             requests = sorted({each.made for each in estimates})
             console.result(
                 f"* p{percent:g}, MLPerf-style early-stopping estimate at {estimates[0].confidence:.0%} confidence: "
-                f"{estimates[0].needed:,} requests needed, {' or '.join(f'{each:,}' for each in requests)} made"
+                f"{estimates[0].needed:,} requests needed, {requests[0]:,}{' or more' * (len(requests) > 1)} made"
             )
     if facts.speedup:
         ratios = []

@@ -70,6 +70,8 @@ def _facts(name: str, path: str, _: int) -> Check:
 def _built(loaded: Model, path: str) -> torch.nn.Module:
     import torch
 
+    if isinstance(loaded.network, torch.nn.Module):
+        raise CheckFailed(f"{path}: network is a module: expected a class or function that makes one")
     try:
         network = loaded.build()
     except Exception as error:  # whatever a model file does wrong

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -118,6 +119,12 @@ def test_a_form_that_fails_there_fails_here_and_its_report_comes_back(on, tmp_pa
     assert not manifest.read(earlier / "device-report.json").facts.passed
     (earlier / "notes.txt").write_text("mine")
     assert "has notes.txt, which a new report would remove" in one_line(on(), 2)
+    (earlier / "notes.txt").unlink()
+    before, other = snapshot(earlier), Mock()
+    other.name = "other.onnx"
+    with pytest.raises(UsageError, match=r"has a report of mnist_cnn\..*onnx, which a new one would remove"):
+        remote._expect_replaceable(earlier, [other])
+    assert snapshot(earlier) == before
 
 
 def test_an_error_there_is_one_line_here(on, tmp_path):
@@ -134,7 +141,9 @@ def test_the_wrong_host_key_is_one_line(board, on):
 
 def test_an_unknown_host_key_is_one_line(board, on):
     board.trust(None)
-    assert "board: unknown host key: expected one in known_hosts; `ssh board`, once" in one_line(on(), 2)
+    assert f"board: unknown host key: expected one in known_hosts; `ssh -F {board.config} board`, once" in one_line(
+        on(), 2
+    )
 
 
 def test_a_key_that_is_not_accepted_is_one_line(board, on):
@@ -286,7 +295,7 @@ def test_a_report_that_fails_to_arrive_leaves_the_earlier_one(release, few, tmp_
     forms = deploy.shipped(release / "mnist_cnn.onnx")
 
     def bring() -> None:
-        remote._expect_replaceable(target)
+        remote._expect_replaceable(target, forms)
         remote._brought(Local("board", ()), str(there), reported, forms, target)
 
     def failing(source, destination):
@@ -306,7 +315,7 @@ def test_a_report_that_fails_to_arrive_leaves_the_earlier_one(release, few, tmp_
     assert snapshot(target) == before and [path.name for path in target.parent.iterdir()] == ["board"]
     (target.parent / ".board.part").mkdir()
     target.rename(target.parent / ".board.part/earlier")
-    remote._expect_replaceable(target)
+    remote._expect_replaceable(target, forms)
     assert snapshot(target) == before
     bring()
     (target / "timings/mine.txt").write_text("mine")
