@@ -103,6 +103,7 @@ def test_a_class_with_a_residual_sum_passes(tmp_path):
         ("lambda: 3", "", "gives int: expected a torch.nn.Module"),
         ("lambda: 1 / 0", "", "network() fails: division by zero"),
         ("lambda: nn.Flatten()", "", "has no parameters"),
+        ("nn.Linear(784, 10)", "", "network is a module: expected a class or function that makes one"),
     ],
 )  # fmt: skip
 def test_networks_that_do_not_are_refused_by_name(tmp_path, network, code, expected):
