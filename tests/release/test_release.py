@@ -49,7 +49,7 @@ def test_it_was_made_with_the_default_recipe(release):
     assert expected.items() <= history.options.items()
 
 
-@pytest.mark.parametrize("name", ["default", "default-hard", "best-hard"])
+@pytest.mark.parametrize("name", ["default", "best", "default-hard", "best-hard"])
 def test_the_studies_are_of_the_recipes_as_they_are(release, name):
     study = manifest.read(release / f"study-{name}.json")
     facts = json.loads((release / f"study-{name}.json").read_text())
