@@ -152,6 +152,7 @@ def test_a_key_that_is_not_accepted_is_one_line(board, on):
     assert "Permission denied" in error and "no password is asked for" in error
 
 
+@pytest.mark.exhaustive
 def test_an_unreachable_board_is_one_line_and_the_others_are_deployed_on(board, on, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

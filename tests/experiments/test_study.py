@@ -37,6 +37,7 @@ def test_it_prints_and_keeps_what_the_seeds_gave(study):
     assert facts["numbers"]["labels"] == "hard"
 
 
+@pytest.mark.exhaustive
 def test_it_goes_on_where_it_was_and_trains_again_what_was_altered(study, few):
     out, _ = study
     line = ["study", "--data", few, "--out", out, "--workers", "2", *SHORT]

@@ -271,6 +271,7 @@ def test_an_archive_is_named_not_where_it_was_unpacked(shipped, copy, tmp_path):
         assert f"{tmp_path}/cut.tar.gz: can't be unpacked" in one_line(command(name, tmp_path / "cut.tar.gz"), 1)
 
 
+@pytest.mark.exhaustive
 def test_a_folder_named_from_here_is_signed_as_well(release, keys, tmp_path, monkeypatch):
     """And model-signing's own command, which the model card shows, accepts it as long as no byte is changed."""
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ from pipeline.training import resume as snapshots
 from pipeline.training.trainer import Trainer
 from tests.support import DATA, DIGITS, command, flip, one_line, started
 
-OPTIONS = ["--epochs", "2", "--limit", "2500", "--step-size", "1", "--seed", "3"]
+OPTIONS = ["--epochs", "2", "--limit", "2500", "--step-size", "1", "--seed", "3", "--train-threads", "1"]
 HOW = {"device": "cpu", "precision": "float32", "train_threads": 1}
 
 
