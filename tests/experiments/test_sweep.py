@@ -154,6 +154,7 @@ def test_the_whole_grid_killed_again_and_again_has_every_pair_once(few, tmp_path
     assert kills >= 3 and pairs(facts.rows) == [(lr, gamma) for lr in sweep.LRS for gamma in sweep.GAMMAS]
 
 
+@pytest.mark.exhaustive
 def test_a_trial_with_a_bad_learning_rate_is_pruned(few, tmp_path, here):
     options = {**SMALL, "epochs": 3, "lr": (0.04, 100.0), "gamma": (0.1, 0.2, 0.3, 0.4, 0.5)}
     rows = sweep.run("mnist_cnn", out=tmp_path, data=str(few), **options).facts.rows

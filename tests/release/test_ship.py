@@ -105,7 +105,10 @@ def test_what_is_not_proven_is_refused(spoilt, tmp_path, spoil, expected):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("case", ["no verification", "failed", "overstated"])
+LONG = [pytest.param(case, marks=pytest.mark.exhaustive) for case in ("no verification", "overstated")]
+
+
+@pytest.mark.parametrize("case", ["failed", *LONG])
 def test_unverified_ships_it_and_says_so_everywhere(spoilt, tmp_path, case):
     spoil, expected = UNPROVEN[case]
     spoil(spoilt)
