@@ -123,6 +123,12 @@ def test_every_batch_size_gets_as_many_requests_as_the_estimates_need():
     assert sum(map(len, subject.rounds)) == 680 >= statistics.needed(99)
 
 
+def test_a_quick_look_has_a_twelfth_of_the_requests():
+    subject = timing.Subject({}, 1, lambda: None)
+    timing.measure([subject], quick=True)
+    assert sum(map(len, subject.rounds)) == timing.ROUNDS * 103  # a twelfth of 24,576, in twenty turns
+
+
 @pytest.mark.parametrize(("quick", "requests"), [(False, 40), (True, 20)])
 def test_a_slow_form_gets_as_many_requests_as_fit_into_its_time(monkeypatch, quick, requests):
     """And its estimates, for which they are too few, are none."""
