@@ -152,7 +152,7 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
     """
     links = chain.status(folder, model)
     there = [link for link in links if link.state != chain.MISSING]
-    if not (folder / manifest.FILE).exists() and {link.state for link in links} == {chain.MISSING}:
+    if not there and not (folder / manifest.FILE).exists():
         raise UsageError(f"{folder}: no chain: expected a folder with what `pipeline run` made")
     if model and not any(link.path.name.startswith(f"{model}.") for link in there):
         raise UsageError(f"--model {model}: expected one whose files are in {folder}")

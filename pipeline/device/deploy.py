@@ -138,8 +138,8 @@ def shipped(release: Path) -> list[Artifact]:
     artifacts = chain.forms(release) if release.is_dir() else [manifest.read(release)]
     forms = [artifact for artifact in artifacts if artifact.kind in build.ELEMENTS]
     if not forms:
-        nested = next((f"; there is one in {path.parent}" for path in sorted(release.glob(f"*/{files.SUMS}"))), "")
-        received = ", ".join(sorted({artifact.kind for artifact in artifacts})) or f"nothing on record{nested}"
+        received = ", ".join(sorted({artifact.kind for artifact in artifacts}))
+        received = received or f"nothing on record{files.within(release)}"
         raise UsageError(
             f"{release}: expected an ONNX file that this pipeline made, or a folder with one, received {received}"
         )

@@ -89,14 +89,16 @@ def connected(host: str, config: Path | None) -> Iterator[Board]:
         raise UsageError("--on needs OpenSSH's client: sudo apt install openssh-client")
     with tempfile.TemporaryDirectory(prefix="ssh-") as folder, tempfile.TemporaryFile() as errors:
         chosen = [f"-o{option}" for option in (*OPTIONS, f"ControlPath={folder}/s")]
-        ssh = ("ssh", *(["-F", str(config)] if config else []), *chosen)
+        command = ("ssh", *(["-F", str(config)] if config else []))
+        ssh = (*command, *chosen)
         # In the background; gone after some idle minutes, should this process be killed.
         master = [*ssh, "-oControlMaster=yes", "-oControlPersist=300", "-fN", "--", host]
         done = subprocess.run(master, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
         if done.returncode:
             errors.seek(0)
-            command = shlex.join(["ssh", *(["-F", str(config)] if config else []), host])
-            raise UsageError(f"{host}: {_refused(command, errors.read().decode(errors='replace'))}")
+            raise UsageError(
+                f"{host}: {_refused(shlex.join([*command, host]), errors.read().decode(errors='replace'))}"
+            )
         try:
             yield Board(host, ssh)
         finally:

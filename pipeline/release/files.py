@@ -48,6 +48,11 @@ def passed_over(folder: Path) -> list[str]:
     return sorted({added for path in folder.rglob("*") if (added := _added(path.relative_to(folder)))})
 
 
+def within(folder: Path) -> str:
+    """Name a release in a folder that is none itself, to be said behind an error; empty if there is none."""
+    return next((f"; there is one in {path.parent}" for path in sorted(folder.glob(f"*/{SUMS}"))), "")
+
+
 def _added(name: Path) -> str | None:
     """The file or folder of a hub or a desktop that a name is or lies in; None if it is the release's own."""
     hub = next((hub for hub in HUBS if name.is_relative_to(hub)), None)

@@ -51,8 +51,8 @@ def inspect(
     Raises UsageError if the folder is not a release, CheckFailed if a check fails.
     """
     if not (folder / files.SUMS).is_file():
-        nested = next((f"; there is one in {path.parent}" for path in sorted(folder.glob(f"*/{files.SUMS}"))), "")
-        raise UsageError(f"{folder}: has no {files.SUMS}: expected a release, as `pipeline ship` makes it{nested}")
+        hint = files.within(folder)
+        raise UsageError(f"{folder}: has no {files.SUMS}: expected a release, as `pipeline ship` makes it{hint}")
     signers = [signer for signer in (public_key, sigstore) if signer]
     for signer in signers:
         with files.alone(folder) as release:  # refuses links, before a signature is checked through one
