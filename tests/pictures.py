@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import cv2
@@ -173,15 +176,34 @@ def verdict(sheet: Sheet, rows: list) -> str:
     return "wrong" if sure or left or all(rights) else "unsure"
 
 
-def measure(part: str, seed: int, number: int, keep: Path | None = None) -> list[dict]:
+def read(path: Path) -> list:
+    """Have this checkout's `predict` read a picture; return its rows."""
+    with contextlib.redirect_stderr(io.StringIO()):  # its bar
+        return predict.run(path).facts.rows
+
+
+def read_by(checkout: Path) -> Callable[[Path], list]:
+    """Return what has another checkout's `predict` read a picture, in a process of its own."""
+
+    def read(path: Path) -> list:
+        line = [sys.executable, "-m", "pipeline", "predict", str(path), "--json"]
+        surroundings = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+        ran = subprocess.run(line, cwd=checkout, env=surroundings, capture_output=True, text=True, check=True)
+        return [SimpleNamespace(**row) for row in json.loads(ran.stdout)["facts"]["rows"]]
+
+    return read
+
+
+def measure(
+    part: str, seed: int, number: int, keep: Path | None = None, read: Callable[[Path], list] = read
+) -> list[dict]:
     """Draw sheets, have `predict` read them, and return what each is, what was answered and the verdict."""
     judged = []
     with tempfile.TemporaryDirectory() as scratch, console.progress(number, "sheet", "sheets") as bar:
         for index, sheet in enumerate(sheets(part, seed, number)):
             path = Path(scratch) / f"{index}.{'jpg' if index % 2 else 'tif'}"
             Image.fromarray(sheet.image).save(path, **({"quality": 90} if index % 2 else {}))
-            with contextlib.redirect_stderr(io.StringIO()):  # its bar
-                rows = predict.run(path).facts.rows
+            rows = read(path)
             result = verdict(sheet, rows)
             remarks = sorted({row.remark for row in rows if row.remark})
             answers = {"answers": "".join(row.prediction or "-" for row in rows), "remarks": remarks, "verdict": result}
@@ -198,11 +220,16 @@ def measure(part: str, seed: int, number: int, keep: Path | None = None) -> list
 @click.option("--part", default="test", show_default=True, type=click.Choice(["train", "test"]), help="MNIST's images.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder for what isn't right.")
-def main(images: int, part: str, seed: int, keep: Path | None) -> None:
+@click.option(
+    "--checkout",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Another revision's checkout, whose `predict` and network read the same sheets.",
+)
+def main(images: int, part: str, seed: int, keep: Path | None, checkout: Path | None) -> None:
     """Read drawn sheets; exits 1 if under 99 % are right or remarked, or over 0.2 % confidently wrong, no remark."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
-    judged = measure(part, seed, images, keep)
+    judged = measure(part, seed, images, keep, read_by(checkout) if checkout else read)
     if keep:
         (keep / "sheets.json").write_text("\n".join(json.dumps(each) for each in judged))
     table = []

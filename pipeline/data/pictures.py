@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
 LARGEST = 120_000_000  # pixels: a phone's photograph has 108 million at most
+HALVED = 16_000_000  # pixels: a JPEG 2000 of more is decoded at half its resolution
 FRAMES = 500  # of a file; of more, those after it are left out
 
 
@@ -153,6 +154,8 @@ def _upright(file: Image) -> Image:
     single = getattr(file, "n_frames", 1) == 1
     if single and file.format == "WEBP":
         file = _webp(file)
+    elif file.format == "JPEG2000" and file.width * file.height > HALVED:
+        file = _jpeg2000(file)
     file.load()
     return ImageOps.exif_transpose(file, in_place=single) or file if file.getexif().get(0x0112, 1) != 1 else file
 
@@ -169,6 +172,17 @@ def _webp(file: ImageFile) -> Image:
     picture = Image.frombuffer(mode, file.size, pixels, "raw", order, 0, 1)
     picture.info = file.info
     return picture
+
+
+def _jpeg2000(file: ImageFile) -> Image:
+    """Decode a large JPEG 2000 at half its resolution, and enlarge it: whole, the decoder takes six times its size."""
+    from PIL import Image
+
+    with contextlib.suppress(OSError), Image.open(file.filename) as half:
+        half.reduce = 1
+        half.load()  # before its size is asked: it changes with that
+        return half.resize(file.size)
+    return file  # of one resolution, or damaged: Pillow says how
 
 
 class _Sheet:

@@ -144,7 +144,11 @@ def test_every_frame_is_one_and_what_is_left_out_is_said(seven, tmp_path, ending
         ("RGB", "webp", (8000, 6000)),
         *(
             pytest.param(*kind.split(), (9248, 6936), marks=pytest.mark.exhaustive)
-            for kind in ("L jpg", "L png", "RGB jpg", "RGB png", "RGB webp", "RGB avif", "RGBA png", "RGBA webp")
+            for kind in ("L jpg", "L png", "L jp2", "RGBA png", "RGBA webp")
+        ),
+        *(
+            pytest.param("RGB", ending, (9248, 6936), marks=pytest.mark.exhaustive)
+            for ending in ("jpg", "png", "webp", "avif", "jp2")
         ),
     ],
 )
@@ -153,6 +157,8 @@ def test_memory_stays_under_three_times_the_picture(tmp_path, mode, ending, size
     sheet = Image.new(mode, size, "white")
     ImageDraw.Draw(sheet).line([(2000, 3400), (2000, 3000), (2700, 3250)], "black", 60)
     options = {"webp": {"method": 0}, "avif": {"speed": 10}, "png": {"compress_level": 1}}.get(ending, {})
+    if ending == "jp2":  # which has no EXIF data
+        sheet = sheet.transpose(Image.Transpose.ROTATE_270)
     for name, picture, how in (("large", sheet, options), ("small", sheet.reduce(10), {})):
         exif = Image.Exif()  # for each its own: Pillow takes the turn out of the one that it writes into an AVIF
         exif[0x0112] = 6
@@ -173,6 +179,28 @@ def test_each_picture_is_taken_once_and_hidden_ones_are_not(tmp_path):
     for name in ("a.png", ".b.png"):
         Image.new("L", (30, 30)).save(tmp_path / name)
     assert [Path(picture.name).name for picture in find(tmp_path, tmp_path / "a.png")[0]] == ["a.png"]
+
+
+@pytest.mark.parametrize("resolutions", [1, 2, 6])
+def test_a_digit_is_where_it_was_in_a_jpeg_2000_decoded_at_half_its_resolution(
+    release, seven, tmp_path, resolutions, monkeypatch
+):
+    Image.fromarray(255 - np.kron(seven, np.ones((3, 3), np.uint8))).save(
+        tmp_path / "7.jp2", num_resolutions=resolutions
+    )
+    (whole,), _ = find(tmp_path)
+    monkeypatch.setattr(pictures, "HALVED", 1000)
+    (half,), failures = find(tmp_path)
+    assert load(release / "mnist_cnn.onnx").predict(np.stack([whole.pixels, half.pixels])) == ["7", "7"]
+    assert np.abs(np.subtract(half.box, whole.box)).max() <= 3 and not failures
+
+
+def test_a_cut_jpeg_2000_is_refused_whatever_its_size(seven, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "HALVED", 1000)
+    Image.fromarray(seven).save(tmp_path / "7.jp2")
+    (tmp_path / "7.jp2").write_bytes((tmp_path / "7.jp2").read_bytes()[:400])
+    found, (said,) = find(tmp_path)
+    assert not found and "7.jp2: expected a picture: " in said
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

@@ -1,6 +1,6 @@
-"""`pipeline run` killed at random moments, then run again: the bytes of an undisturbed run, and nothing left over.
+"""Commands killed at random moments, then run again: what an undisturbed run gives, and nothing left over.
 
-The runs are of a few images: what is asked is whether anything is lost or left over, not how good it is. `latency.json`
+They are given a few images: what is asked is whether anything is lost or left over, not how good it is. `latency.json`
 is a measurement, and TensorRT chooses an engine's kernels by timing them: their bytes differ from run to run, so only
 that they are whole is asked of them.
 """
@@ -16,17 +16,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline import chain
+from pipeline import chain, console
+from pipeline.device import ssh
 from pipeline.records import disk, manifest
 from tests.hardening import Place, Row
-from tests.support import SMALL, save_few
+from tests.support import SMALL, save_few, sshd
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ("latency.json", "mnist_cnn.engine", manifest.FILE)  # the last has the others' digests
 
 
 def run(place: Place, scale: float) -> list[Row]:
-    """Two runs at once in one folder, and a kill × scale, each held against an undisturbed chain."""
+    """Two runs at once in one folder, `scale` kills of a run, a tenth as many of a deployment."""
     row = Row("crash safety", "`pipeline run` killed with -9, run again")
     both = Row("crash safety", "two `pipeline run`s at once in one folder")
     chance = random.Random(int(scale * 1000))
@@ -42,12 +43,71 @@ def run(place: Place, scale: float) -> list[Row]:
             folder = scratch / f"killed-{number}"
             row.note(_killed(folder, chance.uniform(0.5, length), expected))
             shutil.rmtree(folder, ignore_errors=True)
-    return [row, both]
+    return [row, both, *_deployments(place, max(1, round(scale / 10)), chance)]
+
+
+def _deployments(place: Place, kills: int, chance: random.Random) -> list[Row]:
+    """Kill `deploy --on` where it is: then the board, and the report here, are as if it had not been."""
+    if not sshd.SSHD:
+        console.say("needs an SSH server: apt install openssh-server")
+        return []
+    row = Row("crash safety", "`pipeline deploy --on` killed with -9, run again")
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        save_few(scratch / "few.npz", place.data)
+        server = sshd.Server(scratch / "board", borrow=True)
+        try:
+            begun = time.monotonic()
+            if said := _finish(_deploy(place, server, scratch)):
+                raise RuntimeError(f"undisturbed: {said}")
+            length, expected = time.monotonic() - begun, _names(server, scratch)
+            for _ in range(kills):
+                shutil.rmtree(server.home / ".cache")
+                if chance.random() < 0.5:  # else an earlier report is to be replaced
+                    shutil.rmtree(scratch / "device")
+                row.note(_deployed_again(place, server, scratch, chance.uniform(0.3, length), expected))
+        finally:
+            server.stop()
+    return [row]
+
+
+def _deploy(place: Place, server: sshd.Server, scratch: Path) -> subprocess.Popen:
+    line = ["deploy", place.release / "mnist_cnn.onnx", "--on", "board", "--ssh-config", server.config]
+    line += ["--data", scratch / "few.npz", "--out", scratch / "device", "--gate", "0.8"]
+    return _started([*line, "--runtime", "none", "--quick", "--batch", "1"])
+
+
+def _deployed_again(
+    place: Place, server: sshd.Server, scratch: Path, after: float, expected: tuple[list[str], ...]
+) -> str | None:
+    running, target = _deploy(place, server, scratch), scratch / "device/board"
+    time.sleep(after)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    for path in manifest.recorded(target) if target.is_dir() else []:
+        manifest.read(path)
+    if said := _finish(_deploy(place, server, scratch)):
+        return f"killed after {after:.2f} s, deployed again: {said}"
+    manifest.read(target / "device-report.json")
+    found = _names(server, scratch)
+    return None if found == expected else f"killed after {after:.2f} s: other files than undisturbed: {found}"
+
+
+def _names(server: sshd.Server, scratch: Path) -> tuple[list[str], ...]:
+    """What lies in the board's folder and in that of its report, which may be named by what was built there."""
+    on_board, here = server.home / ssh.ROOT, scratch / "device"
+    return sorted(path.name for path in on_board.iterdir()), sorted(
+        str(path.relative_to(here)) for path in here.rglob("*")
+    )
 
 
 def _start(folder: Path) -> subprocess.Popen:
     data = str(folder.parent / "few.npz")
-    line = [sys.executable, "-m", "pipeline", "run", "--data", data, "--out", str(folder), *SMALL]
+    return _started(["run", "--data", data, "--out", folder, *SMALL])
+
+
+def _started(words: list[object]) -> subprocess.Popen:
+    line = [sys.executable, "-m", "pipeline", *map(str, words)]
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

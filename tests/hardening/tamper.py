@@ -10,12 +10,13 @@ from pipeline import chain as chains
 from pipeline.errors import PipelineError
 from pipeline.records import manifest
 from pipeline.release import files, verify_release
-from tests.hardening import Place, Row
+from tests.hardening import Place, Row, boards, targets
 
 
 def run(place: Place, scale: float) -> list[Row]:
-    """Committed files by their records, a release by its list of digests and by its signature."""
-    return [_records(place, 40 * scale), _release(place, 12 * scale, None), _signed(place, 3 * scale)]
+    """Committed files by their records, a release by its list of digests and by its signature, a report on its way."""
+    records, released = _records(place, 40 * scale), _release(place, 12 * scale, None)
+    return [records, released, _signed(place, 3 * scale), _brought(place, 12 * scale)]
 
 
 def _offsets(size: int, wanted: float) -> range:
@@ -58,6 +59,24 @@ def _release(place: Place, wanted: float, key: Path | None) -> Row:
             if key or name != files.SIGNATURE:
                 _altered(folder / name, wanted, row, lambda: verify_release.inspect(folder, key))
         verify_release.inspect(folder, key)
+    return row
+
+
+def _brought(place: Place, wanted: float) -> Row:
+    row = Row("tampering", "a board's report, a byte changed on its way")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        targets.seeds("board", place.chain, place.release, place.data, folder / "seeds")
+        there, target = folder / "seeds/there", folder / "seeds/device/board"
+        said = {path.name: path.read_bytes() for path in there.glob("*.json")}
+
+        def bring(path: Path) -> None:
+            sent = path.read_bytes()
+            path.write_bytes(said[path.name])  # the digests that the board reports are of the unaltered file
+            boards.bring(place.release, there, target, lambda what, answer: sent if what == path.name else answer)
+
+        for path in sorted(there.glob("*.json")):
+            _altered(path, wanted, row, lambda path=path: bring(path))
     return row
 
 

@@ -28,7 +28,7 @@ from pipeline.release import archives, contents, files, signing, verify_release
 from pipeline.release.report import pages
 from pipeline.stages import adopt, card, certify
 from pipeline.training import labels, models, recipe
-from tests.hardening import mutate
+from tests.hardening import boards, mutate
 from tests.support import elsewhere
 from tests.support.elsewhere import COLOURS
 
@@ -37,7 +37,7 @@ CARD = models.get("mnist_cnn").card("mnist_cnn")
 SHARES = {  # of the inputs: readers behind which native code lies get more
     "idx": 1.5, "idx.gz": 0.5, "npz": 1, "pickle": 1.5, "checkpoint": 1.5, "record": 2, "onnx": 2, "fp16": 2,
     "engine": 0.5, "report": 1.5, "archive": 1, "release": 1, "picture": 2, "signature": 0.5, "options": 1.5,
-    "int8": 2, "adopt": 2, "classes": 1, "certificate": 1, "labels": 1,
+    "int8": 2, "adopt": 2, "classes": 1, "certificate": 1, "labels": 1, "board": 1,
 }  # fmt: skip
 MEASURED = {"confusion": [[1]], "calibration": {"bins": [], "error": 0.0}, "mistakes": []}  # what a report shows
 
@@ -217,6 +217,24 @@ def _labels(folder: Path, chance: random.Random) -> None:
     assert labels.unpack(found).shape == (20, 10), "labels of another shape"
 
 
+def _board(folder: Path, chance: random.Random) -> None:
+    """What comes back from a board: files that fit their digests, yet damaged, or one answer damaged on its way."""
+    there, target, broken = folder / "there", folder / "device/board", None
+    if chance.random() < 0.5:
+        rewritten(there / chance.choice((boards.REPORT, *boards.PROOF)), chance, chance.random() < 0.8)
+    else:
+        broken = chance.choice(boards.ANSWERS)
+
+    def damage(what: str, answer: bytes) -> bytes:
+        if what != broken:
+            return answer
+        if what in ("about", "report") and chance.random() < 0.7:
+            return json.dumps(mutate.tree(chance, json.loads(answer))).encode()
+        return mutate.content(chance, answer)
+
+    boards.bring(folder / "release", there, target, damage)
+
+
 def _options(folder: Path, chance: random.Random) -> None:
     numbers = (0, 1, -1, 0.5, 2, 64, 1e9, 2**16, 2**31, 2**63, 10**30, 1e308, -1e308, float("nan"), float("inf"), None)
     names = ("epochs", "batch_size", "lr", "momentum", "step_size", "gamma", "dropout", "rotation", "elastic", "ease")
@@ -241,7 +259,7 @@ ACTS: dict[str, Callable[[Path, random.Random], None]] = {
     "engine": _form("mnist_cnn.engine", 0.7), "report": _report, "archive": _archive, "release": _release,
     "picture": _picture, "signature": _signature, "options": _options,
     "int8": _form("mnist_cnn.int8.onnx", 0.1), "adopt": _adopt, "classes": _classes, "certificate": _certificate,
-    "labels": _labels,
+    "labels": _labels, "board": _board,
 }  # fmt: skip
 
 
@@ -297,6 +315,11 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
         elsewhere.classifier(folder)
         pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 16, 16), np.uint8)
         np.savez(folder / "few.npz", images=pixels, labels=np.arange(6) % 3)
+    elif target == "board":
+        np.savez(folder / "few.npz", images=some, labels=classes)
+        shutil.copytree(release, folder / "release")
+        boards.report(release, folder / "there", folder / "few.npz")
+        boards.bring(release, folder / "there", folder / "device/board", lambda _, answer: answer)
     elif target == "labels":
         np.savez(folder / "few.npz", images=some, labels=classes)
         answers = np.random.default_rng(0).normal(0, 5, (20, 10)).astype(np.float32)
