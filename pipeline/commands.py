@@ -96,7 +96,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         Command("study", "pipeline.experiments.study", "Train one recipe with many seeds; summarise accuracies.",
                 "pipeline study --recipe best --seeds 10"),
         Command("sweep", "pipeline.experiments.sweep.command", "Search learning rate and gamma on held-out images.",
-                "pipeline sweep --sampler tpe --trials 30"),
+                "pipeline sweep --sampler tpe --trials 30 --name tpe"),
     ),
 }  # fmt: skip
 COMMANDS = {command.name: command for group in GROUPS.values() for command in group}

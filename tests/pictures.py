@@ -8,7 +8,9 @@ that falls off, and a margin that isn't paper; every other one is a JPEG. The fi
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -30,6 +32,8 @@ from pipeline.data import imagesets
 
 CLASSES = tuple("0123456789")
 CONFIDENT = 0.9
+HELD_OUT = 10_000  # training images, as `pipeline train --hold-out 10000` leaves them out
+BANDS = (0, 0.7, 0.9, 0.95, 0.99, 1.01)  # of probability, for how many answers in each are wrong
 VERDICTS = ("right", "remarked", "unsure", "wrong")
 HEADS = ["right", "else remarked", "else under 90 %", "confidently wrong", "right, yet remarked"]
 
@@ -152,14 +156,18 @@ def _light(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 def sheets(part: str, seed: int, number: int) -> Iterator[Sheet]:
     """Draw sheets with MNIST's images of a part, each by a seed of its own."""
-    loaded = imagesets.load("mnist", part, (1, 28, 28), CLASSES)
+    if part == "held-out":
+        _, loaded = imagesets.split("mnist", (1, 28, 28), CLASSES, HELD_OUT, None)
+    else:
+        loaded = imagesets.load("mnist", part, (1, 28, 28), CLASSES)
     for index in range(number):
         yield draw(loaded.images[:, 0], loaded.labels, np.random.default_rng((seed, index)))
 
 
-def verdict(sheet: Sheet, rows: list) -> str:
-    """Judge the answers: "right", "remarked", "unsure" (wrong, under 90 %) or "wrong"."""
-    rights, sure = [], False
+def verdict(sheet: Sheet, rows: list) -> tuple[str, list[bool]]:
+    """Judge the answers: "right", "remarked", "unsure" (wrong, under 90 %) or "wrong"; and which are right."""
+    rights: list[bool] = []
+    sure = False
     left = list(zip(sheet.digits, sheet.centres, strict=True))
     for row in rows:
         box = getattr(row, "box", None) or (0, 0, *sheet.image.shape[1::-1])
@@ -170,16 +178,16 @@ def verdict(sheet: Sheet, rows: list) -> str:
         if inside:
             left.remove(inside[0])
     if all(rights) and not left and "".join(row.prediction or "" for row in rows) == sheet.digits:
-        return "right"
+        return "right", rights
     if not rows or any(row.remark for row in rows):
-        return "remarked"
-    return "wrong" if sure or left or all(rights) else "unsure"
+        return "remarked", rights
+    return "wrong" if sure or left or all(rights) else "unsure", rights
 
 
-def read(path: Path) -> list:
+def read(path: Path, **options: Path) -> list:
     """Have this checkout's `predict` read a picture; return its rows."""
     with contextlib.redirect_stderr(io.StringIO()):  # its bar
-        return predict.run(path).facts.rows
+        return predict.run(path, **options).facts.rows
 
 
 def read_by(checkout: Path) -> Callable[[Path], list]:
@@ -204,9 +212,11 @@ def measure(
             path = Path(scratch) / f"{index}.{'jpg' if index % 2 else 'tif'}"
             Image.fromarray(sheet.image).save(path, **({"quality": 90} if index % 2 else {}))
             rows = read(path)
-            result = verdict(sheet, rows)
+            result, rights = verdict(sheet, rows)
+            chances = [(max(row.probabilities.values()), right) for row, right in zip(rows, rights, strict=True)]
             remarks = sorted({row.remark for row in rows if row.remark})
             answers = {"answers": "".join(row.prediction or "-" for row in rows), "remarks": remarks, "verdict": result}
+            answers["chances"] = chances
             judged.append({"sheet": index, **sheet.traits, "digits": sheet.digits, **answers})
             if keep and (result != "right" or remarks):
                 path.rename(keep / f"{result}-{path.name}")
@@ -217,7 +227,14 @@ def measure(
 
 @click.command()
 @click.option("--images", default=2000, show_default=True, help="Sheets to draw.")
-@click.option("--part", default="test", show_default=True, type=click.Choice(["train", "test"]), help="MNIST's images.")
+@click.option(
+    "--part",
+    default="test",
+    show_default=True,
+    type=click.Choice(["train", "held-out", "test"]),
+    help="MNIST's images.",
+)
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Another network than the committed one.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder for what isn't right.")
 @click.option(
@@ -225,11 +242,12 @@ def measure(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Another revision's checkout, whose `predict` and network read the same sheets.",
 )
-def main(images: int, part: str, seed: int, keep: Path | None, checkout: Path | None) -> None:
+def main(images: int, part: str, seed: int, keep: Path | None, checkout: Path | None, model: Path | None) -> None:
     """Read drawn sheets; exits 1 if under 99 % are right or remarked, or over 0.2 % confidently wrong, no remark."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
-    judged = measure(part, seed, images, keep, read_by(checkout) if checkout else read)
+    reader = read_by(checkout) if checkout else functools.partial(read, model=model) if model else read
+    judged = measure(part, seed, images, keep, reader)
     if keep:
         (keep / "sheets.json").write_text("\n".join(json.dumps(each) for each in judged))
     table = []
@@ -242,6 +260,12 @@ def main(images: int, part: str, seed: int, keep: Path | None, checkout: Path | 
             table.append([name, str(len(some)), *(f"{share:.2%}" for share in shares)])
     title = f"digits of MNIST's {part} images on drawn sheets, seed {seed}"
     console.table(["sheets", "number", *HEADS], table, title=title)
+    chances = np.array([chance for each in judged for chance in each["chances"]], float).reshape(-1, 2)
+    table = []
+    for low, high in itertools.pairwise(BANDS):
+        some = chances[(chances[:, 0] >= low) & (chances[:, 0] < high), 1]
+        table.append([f"{low:.0%} to {min(high, 1):.0%}", str(len(some)), str(int((some == 0).sum()))])
+    console.table(["probability", "answers", "wrong"], table, title="digits by the probability of their answer")
     verdicts = [each["verdict"] for each in judged]
     good = verdicts.count("right") + verdicts.count("remarked") >= 0.99 * images
     sys.exit(0 if good and verdicts.count("wrong") <= 0.002 * images else 1)

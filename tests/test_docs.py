@@ -52,7 +52,6 @@ QUICK = {
     "^pipeline demo": "--port 0",
     "^pipeline study": "--seeds 1",
     "^pipeline sweep": "--lr 0.04 --gamma 0.1 --gamma 0.5 --trials 2 --workers 1 --hold-out 500",
-    "--sampler tpe": "--name other",  # in a folder that has a sweep
     "--hold-out 10000": "--hold-out 500",
 }
 # What can't be done without a GPU or another machine: the exit code, and what the one line says.
@@ -60,7 +59,7 @@ REFUSED = {
     "pipeline build --twice": (2, "--twice: compares two engines' answers on a GPU"),
     "pipeline verify artifacts/mnist_cnn.onnx --provider cuda": (1, "can't load it with CUDAExecutionProvider"),
     "pipeline bench device/mnist_cnn.engine --no-cuda-graph --threads 1": (2, "built for sm86"),
-    "pipeline sweep --sampler tpe --trials 30 --storage postgresql+psycopg://user@host/sweeps": (
+    "pipeline sweep --sampler tpe --trials 30 --name tpe --storage postgresql+psycopg://user@host/sweeps": (
         2,
         "--storage postgresql+psycopg://host/sweeps: cannot",
     ),

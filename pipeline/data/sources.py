@@ -25,11 +25,19 @@ EXPECTED = (
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 
 
+def expect(source: str) -> None:
+    """UsageError for a source that isn't there, without reading it."""
+    if source != "mnist" and not source.startswith(TORCHVISION) and not Path(source).exists():
+        hint = "; --data mnist fetches MNIST" if Path(source) == ROOT or "mnist" in source.lower() else ""
+        raise UsageError(f"--data {source}: no such file or folder: expected {EXPECTED}{hint}")
+
+
 def read(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray, str]:
     """Read a source's "train" or "test" part: images and labels, not yet checked, and what to call them.
 
     Only sources that are named so are ever fetched. Raises UsageError for a source that has no such part.
     """
+    expect(source)
     name = f"{public(source)}, {part} images"
     if source == "mnist":
         return *mnist.load(ROOT, part), name
@@ -42,9 +50,6 @@ def read(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -
         if part == "train":
             raise UsageError(f"{path}: is a test set alone: expected a source with training images")
         return *_idx(path), path.name
-    if not path.is_dir():
-        hint = "; --data mnist fetches MNIST" if path == ROOT or "mnist" in source.lower() else ""
-        raise UsageError(f"--data {source}: no such file or folder: expected {EXPECTED}{hint}")
     if images := _idx_images(path, part):
         return *_idx(images), name
     if (path / part).is_dir():

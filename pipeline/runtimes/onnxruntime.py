@@ -74,7 +74,7 @@ class Session(base.Session):
                 self._session = run.opened(content, options, chosen)
                 self.arithmetic = _arithmetic(model.graph, optimised if optimised.exists() else None)
         except Exception as error:  # the library's own exceptions share no narrower public base
-            reason = _reason(error, "\n".join(log))
+            reason = _reason(error, "".join(log))
             raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it with {provider}: {reason}") from error
         if (ran := self._session.get_providers()[0]) != provider:
             raise CheckFailed(f"--provider {mode}: expected {provider}, ONNX Runtime fell back to {ran}")
@@ -122,7 +122,7 @@ load = Session
 
 
 @contextlib.contextmanager
-def _logged(lines: list[str]) -> Iterator[None]:
+def _logged(parts: list[str]) -> Iterator[None]:
     """Take what is written to stderr: why a provider can't be loaded stands only there. Drop what is printed."""
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryFile("w+", errors="replace") as file:
         kept = os.dup(2)
@@ -133,7 +133,7 @@ def _logged(lines: list[str]) -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
-            lines += file.read().splitlines()
+            parts.append(file.read())
 
 
 def _reason(error: Exception, log: str) -> str:

@@ -153,9 +153,11 @@ def _card(**values: object) -> ModelCard:
         what, _, place = str(error).partition(" - at `$.")
         field = re.split(r"\W", place)[0]
         characters = "letters, digits and underscores" if field == "name" else "printable characters"
-        what = re.sub("`str` matching regex.*", characters, what)
-        received = f", received {field} {values[field]}"[:100] if field else ""
-        raise UsageError(f"invalid model description: {what}{received}") from error
+        what = re.sub("`str` matching regex.*", characters, what).replace("Expected", "expected")
+        if field:
+            what = f"{'its input' if field == 'input' else f'--{field}'}: {what.replace('`float`', 'a number')}"
+            what += f", received {values[field]}"[:100]
+        raise UsageError(what) from error
 
 
 def _answers(

@@ -14,8 +14,9 @@ import numpy as np
 
 from pipeline import console
 from pipeline.data import imagesets
+from pipeline.data import sources as image_sources
 from pipeline.data.imagesets import ImageSet
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.records import code, manifest
 from pipeline.records.forms import Checkpoint, Reference, Taught
 from pipeline.records.manifest import Artifact
@@ -93,12 +94,15 @@ def run(
     ends with the same weights as an undisturbed one.
     """
     chosen = recipes.options(**locals())
+    expect(data=data)
     trained = check.model(model)
     train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
     imagesets.remark_shared(measured, train)
     taught, unused = teaching.find(model, labels, train)
     if unused:
         console.say(unused)
+    if not taught and (teacher_weight, temperature) != (None, None):
+        raise UsageError("--teacher-weight, --temperature: expected --labels with a teacher's, received none")
     chosen |= _recorded(train, taught)
     source = "mnist" if train.name == imagesets.MNIST["train"] else data or trained.data
     kept = out / SNAPSHOT.format(model=model)
@@ -127,6 +131,12 @@ def run(
     if not hold_out and limit is None and facts.test_accuracy < trained.gate:
         console.say(_under_the_gate(checkpoint, recipe))
     return checkpoint
+
+
+def expect(*, data: str | None, **_: Any) -> None:
+    """UsageError for images that aren't there, before the network is checked."""
+    if data:
+        image_sources.expect(data)
 
 
 def study(recipe: str, labels: str) -> str:

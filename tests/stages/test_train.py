@@ -16,7 +16,7 @@ from pipeline.data import imagesets
 from pipeline.errors import CheckFailed, PipelineError, UsageError
 from pipeline.records import manifest
 from pipeline.release import ship
-from pipeline.stages import train
+from pipeline.stages import check, train
 from pipeline.training import recipe
 from pipeline.training import resume as snapshots
 from pipeline.training.trainer import Trainer
@@ -227,3 +227,10 @@ def test_a_training_that_ends_under_the_gate_says_how_often_and_what_helps(few, 
     under = sum(accuracy < 99.4 for accuracy in study.accuracies)
     text = f", as {under} of {len(study.accuracies)} seeds did in study-default.json: try --seed 1 or --recipe best"
     assert train._under_the_gate(made, "default").endswith(text)
+
+
+@pytest.mark.parametrize("name", ["train", "run"])
+def test_images_that_are_not_there_are_told_before_the_network_is_checked(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "model", lambda _: pytest.fail("the network was checked"))
+    error = one_line(command(name, "--data", "nowhere", "--out", tmp_path), 2)
+    assert "--data nowhere: no such file or folder: expected mnist, " in error
