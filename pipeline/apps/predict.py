@@ -20,7 +20,10 @@ from pipeline.records.reports import Prediction, Predictions
 from pipeline.runtimes import classifier as models
 
 NEEDS = ("onnxruntime", "PIL", "cv2")
-SURE, UNSURE = 0.95, "unsure"  # of found digits under it, one in four was wrong, of the others one in 2,000 (held-out)
+SURE, UNSURE = (
+    0.95,
+    "unsure",
+)  # below it, a found digit in four was wrong, else hardly one: `tests.pictures --part held-out`
 SHOWN = 40  # rows of a table; --json has them all
 
 

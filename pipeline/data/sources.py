@@ -50,6 +50,8 @@ def read(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -
         if part == "train":
             raise UsageError(f"{path}: is a test set alone: expected a source with training images")
         return *_idx(path), path.name
+    if not path.is_dir():
+        raise UsageError(f"--data {source}: neither a file nor a folder: expected {EXPECTED}")
     if images := _idx_images(path, part):
         return *_idx(images), name
     if (path / part).is_dir():

@@ -145,8 +145,8 @@ def _brought(board: Board, out: str, reported: Reported, forms: Sequence[Artifac
         # Of the board's records those of these files: its folder may have others of an earlier time.
         try:
             records = [manifest.read(part / each) for each in digests]
-        except CheckFailed as error:  # which names a folder that goes with it
-            raise CheckFailed(f"{board.host}: {str(error).removeprefix(f'{part}/')}") from error
+        except PipelineError as error:  # which names a folder that goes with it
+            raise CheckFailed(f"{board.host}: {str(error).replace(f'{part}/', '')}") from error
         (part / manifest.FILE).write_bytes(manifest.packed(records))
         timings = f"{out}/{files.TIMINGS}"
         listed = board.call("looking for timings", 'ls "$1" 2>/dev/null || true', timings).decode(errors="replace")

@@ -49,6 +49,7 @@ def run(
     Every seed's checkpoint is kept in a folder of its own, so that a study that was killed goes on where it was, and
     more seeds may be added later. To choose between recipes, use --hold-out: the test set is for the final number.
     """
+    train.expect(data=data)
     checked = check.model(model)
     source = data or checked.data
     workers = machine.cores() if workers is None else workers

@@ -15,7 +15,7 @@ from pipeline.records import code, disk, manifest
 from pipeline.records.forms import Labels, ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import pytorch
-from pipeline.stages import Data, Out, check
+from pipeline.stages import Data, Out, check, train
 from pipeline.training import labels, models, trainer
 from pipeline.training.augmentation import augment
 from pipeline.training.trainer import Trainer
@@ -45,6 +45,7 @@ def run(
     The teacher's checkpoint goes to `out`; one that is there and fresh is used again. It may be any model of the same
     input and classes, trained on the same images.
     """
+    train.expect(data=data)
     taught = check.model(model)
     if (name := teacher or taught.teacher) is None:
         raise UsageError(f'{models.file(model)}: names no teacher: expected MODEL.teacher = "NAME", or --teacher')

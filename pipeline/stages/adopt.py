@@ -69,7 +69,8 @@ def run(
     source = adopt.parse(content, str(file))
     (channels, height, width), channels_last, batch = adopt.image_input(source, str(file))
     card = _card(
-        name=name, title=title or name, version=version, licence=licence, data=str(data), classes=names, gate=gate or 0,
+        file, name=name, title=title or name, version=version, licence=licence, data=str(data),
+        classes=names, gate=gate or 0,
         input=[channels, height, width], mean=_numbers("mean", mean, channels), std=_numbers("std", std, channels),
         input_meaning=f"raw uint8 pixels, {channels} × {height} × {width}, no normalisation: that is in the graph",
         prepare=prepare,
@@ -146,7 +147,7 @@ def _numbers(option: str, text: str, channels: int) -> list[float]:
     return values * (channels // len(values))
 
 
-def _card(**values: object) -> ModelCard:
+def _card(file: Path, **values: object) -> ModelCard:
     try:
         return msgspec.convert(values, ModelCard)
     except msgspec.ValidationError as error:
@@ -155,8 +156,9 @@ def _card(**values: object) -> ModelCard:
         characters = "letters, digits and underscores" if field == "name" else "printable characters"
         what = re.sub("`str` matching regex.*", characters, what).replace("Expected", "expected")
         if field:
-            what = f"{'its input' if field == 'input' else f'--{field}'}: {what.replace('`float`', 'a number')}"
-            what += f", received {values[field]}"[:100]
+            what = re.sub("`(int|float)`", "a number", what)
+            place = f"{file}: input" if field == "input" else f"--{field}"
+            what = f"{place}: {what}" + f", received {values[field]!r}"[:100]
         raise UsageError(what) from error
 
 

@@ -16,7 +16,7 @@ from pipeline import console
 from pipeline.data import imagesets
 from pipeline.data import sources as image_sources
 from pipeline.data.imagesets import ImageSet
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import PipelineError
 from pipeline.records import code, manifest
 from pipeline.records.forms import Checkpoint, Reference, Taught
 from pipeline.records.manifest import Artifact
@@ -98,11 +98,10 @@ def run(
     trained = check.model(model)
     train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
     imagesets.remark_shared(measured, train)
-    taught, unused = teaching.find(model, labels, train)
+    numbers = {"teacher_weight": teacher_weight, "temperature": temperature}
+    taught, unused = teaching.find(model, labels, train, numbers)
     if unused:
         console.say(unused)
-    if not taught and (teacher_weight, temperature) != (None, None):
-        raise UsageError("--teacher-weight, --temperature: expected --labels with a teacher's, received none")
     chosen |= _recorded(train, taught)
     source = "mnist" if train.name == imagesets.MNIST["train"] else data or trained.data
     kept = out / SNAPSHOT.format(model=model)
@@ -188,7 +187,7 @@ def options(model: str, *, data: str | None = None, labels: str = teaching.AUTO,
     chosen, trained = recipes.options(model, **given), models.get(model)
     how_many = chosen["hold_out"], chosen["limit"]
     train, _ = imagesets.split(data or trained.data, trained.input, trained.classes, *how_many)
-    return chosen | _recorded(train, teaching.find(model, labels, train)[0])
+    return chosen | _recorded(train, teaching.find(model, labels, train, given)[0])
 
 
 def _recorded(train: ImageSet, taught: Artifact | None) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +48,26 @@ def unpack(labels: Artifact) -> np.ndarray:
     return below.astype(np.float32) / -STEPS
 
 
-def find(model: str, given: str, images: ImageSet) -> tuple[Artifact | None, str]:
+def find(
+    model: str, given: str, images: ImageSet, numbers: Mapping[str, Any] | None = None
+) -> tuple[Artifact | None, str]:
     """Return the labels that a model is to be trained with on these images, and why they aren't used if there are some.
 
     `given` is "auto" (those beside the model's file, if they are for these images), "hard" (the images' own) or a file.
-    Raises UsageError for a file with labels of other images or classes, CheckFailed for an altered one.
+    Raises UsageError for a file with labels of other images or classes, and for numbers of a recipe that have no effect
+    without labels if there are none; CheckFailed for an altered file.
     """
+    found, unused = _find(model, given, images)
+    for name in ("teacher_weight", "temperature"):
+        if not found and (numbers or {}).get(name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: has no effect without a teacher's labels: "
+                f"expected --labels FILE, as `pipeline teach {model}` makes them"
+            )
+    return found, unused
+
+
+def _find(model: str, given: str, images: ImageSet) -> tuple[Artifact | None, str]:
     path = beside(model) if given == AUTO else Path(given)
     if given == HARD or (given == AUTO and not path.is_file()):
         return None, ""

@@ -193,6 +193,7 @@ def test_a_digit_is_where_it_was_in_a_jpeg_2000_decoded_at_half_its_resolution(
     (half,), failures = find(tmp_path)
     assert load(release / "mnist_cnn.onnx").predict(np.stack([whole.pixels, half.pixels])) == ["7", "7"]
     assert np.abs(np.subtract(half.box, whole.box)).max() <= 3 and not failures
+    assert (half.pixels != whole.pixels).any() == (resolutions > 1)
 
 
 def test_a_cut_jpeg_2000_is_refused_whatever_its_size(seven, tmp_path, monkeypatch):

@@ -319,6 +319,10 @@ def test_a_report_that_fails_to_arrive_leaves_the_earlier_one(release, few, tmp_
     remote._expect_replaceable(target, forms)
     assert snapshot(target) == before
     bring()
+    for altered, expected in ((b"{}\n", "device-report.json: has no record"), (b"{", "chain.json: ")):
+        (there / "chain.json").write_bytes(altered)
+        with pytest.raises(CheckFailed, match=rf"^board: {expected}(?!.*\.part)"):
+            bring()
     (target / "timings/mine.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"has mine\.txt, which a new report would remove"):
         bring()

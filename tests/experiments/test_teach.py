@@ -117,7 +117,11 @@ def test_labels_of_other_images_or_none_are_refused_by_name(here, few, tmp_path)
     assert "labels with 10 classes: expected twelve's 12" in error
     assert "none.safetensors: no such file" in one_line(command(*line, "--labels", "none.safetensors"), 2)
     error = one_line(command(*line, "--labels", "hard", "--temperature", 2), 2)
-    assert "--teacher-weight, --temperature: expected --labels with a teacher's, received none" in error
+    assert (
+        "--temperature: has no effect without a teacher's labels: expected --labels FILE, as `pipeline teach" in error
+    )
+    study = ["study", *line[1:], "--labels", "hard", "--change", "teacher_weight=0.5"]
+    assert "--teacher-weight: has no effect without a teacher's labels" in one_line(command(*study), 2)
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(here, few, tmp_path):

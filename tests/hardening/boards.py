@@ -23,39 +23,43 @@ Damage = Callable[[str, bytes], bytes]  # of an answer: what was asked for, and 
 
 
 class Answering(ssh.Board):
-    """What it is asked for, from the folder of a report that was made here; each answer through `damage`.
+    """A board that answers from the folder of a report that was made here, each answer through `damage`.
 
     The digests that it reports are of the files that it has, whatever they are.
     """
 
-    def __init__(self, there: Path, forms: list[Artifact], damage: Damage) -> None:
+    def __init__(self, board_folder: Path, forms: list[Artifact], damage: Damage) -> None:
         super().__init__("board", ())
-        vars(self).update(there=there, forms={form.name: form.sha256 for form in forms}, damage=damage)
+        vars(self).update(board_folder=board_folder, forms={form.name: form.sha256 for form in forms}, damage=damage)
 
     def call(self, doing: str, script: str, *words: str, given: bytes = b"") -> bytes:
         if CHECK in words:
             return self.damage("about", json.dumps(ABOUT).encode())
         if script == remote.CAT:
-            path = self.there / words[0].partition("/")[2]  # after the name of its folder on the board
+            path = self.board_folder / words[0].partition("/")[2]  # after the name of its folder on the board
             return self.damage(path.name, path.read_bytes() if path.is_file() else b"")
         return self.damage("timings", b"tensorrt-10.3.0-Orin-sm87.timings\n") if "looking" in doing else b""
 
     def follow(self, script: str, *words: str) -> tuple[int, bytes, str]:
-        parents = {path.name: disk.digest(path) for path in self.there.glob("*.json") if path.name in PROOF}
-        said = {"path": f"out/{REPORT}", "sha256": disk.digest(self.there / REPORT), "parents": parents | self.forms}
+        parents = {path.name: disk.digest(path) for path in self.board_folder.glob("*.json") if path.name in PROOF}
+        said = {
+            "path": f"out/{REPORT}",
+            "sha256": disk.digest(self.board_folder / REPORT),
+            "parents": parents | self.forms,
+        }
         errors = self.damage("errors", b"warning: no fan\n").decode(errors="replace")
         return 0, self.damage("report", json.dumps(said).encode()), errors
 
 
-def report(release: Path, there: Path, data: Path) -> None:
+def report(release: Path, board_folder: Path, data: Path) -> None:
     """Deploy a file of a release here, as a board would."""
-    deploy.run(release / FORM, out=there, data=str(data), runtime="none", gate=0.1, quick=True, batch=(1,))
-    (there / files.TIMINGS).mkdir()
-    (there / files.TIMINGS / "tensorrt-10.3.0-Orin-sm87.timings").write_bytes(b"its own")
+    deploy.run(release / FORM, out=board_folder, data=str(data), runtime="none", gate=0.1, quick=True, batch=(1,))
+    (board_folder / files.TIMINGS).mkdir()
+    (board_folder / files.TIMINGS / "tensorrt-10.3.0-Orin-sm87.timings").write_bytes(b"its own")
 
 
-def bring(release: Path, there: Path, target: Path, damage: Damage) -> None:
-    """Deploy on that board. Its report arrives in `target`, every file as its record says, or nothing is touched there.
+def bring(release: Path, board_folder: Path, target: Path, damage: Damage) -> None:
+    """Deploy on that board. Its report arrives in `target`, every file as its record says, or nothing is touched.
 
     Raises AssertionError where that isn't so, and what `deploy --on` raises.
     """
@@ -66,7 +70,7 @@ def bring(release: Path, there: Path, target: Path, damage: Damage) -> None:
     try:
         remote._expect_replaceable(target, forms)
         with mock.patch.object(remote, "install"):  # which would start pip
-            remote._deployed(Answering(there, forms, damage), sent, forms, target, False, options)
+            remote._deployed(Answering(board_folder, forms, damage), sent, forms, target, False, options)
     except BaseException:
         assert _content(target) == before, "an earlier report was altered"
         raise

@@ -67,16 +67,19 @@ def _brought(place: Place, wanted: float) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         targets.seeds("board", place.chain, place.release, place.data, folder / "seeds")
-        there, target = folder / "seeds/there", folder / "seeds/device/board"
-        said = {path.name: path.read_bytes() for path in there.glob("*.json")}
+        board_folder, target = folder / "seeds/board", folder / "seeds/device/board"
+        said = {path.name: path.read_bytes() for path in board_folder.glob("*.json")}
 
         def bring(path: Path) -> None:
             sent = path.read_bytes()
             path.write_bytes(said[path.name])  # the digests that the board reports are of the unaltered file
-            boards.bring(place.release, there, target, lambda what, answer: sent if what == path.name else answer)
+            boards.bring(
+                place.release, board_folder, target, lambda what, answer: sent if what == path.name else answer
+            )
 
-        for path in sorted(there.glob("*.json")):
+        for path in sorted(board_folder.glob("*.json")):
             _altered(path, wanted, row, lambda path=path: bring(path))
+        boards.bring(place.release, board_folder, target, lambda _, answer: answer)  # and unaltered, it arrives
     return row
 
 

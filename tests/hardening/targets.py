@@ -219,9 +219,9 @@ def _labels(folder: Path, chance: random.Random) -> None:
 
 def _board(folder: Path, chance: random.Random) -> None:
     """What comes back from a board: files that fit their digests, yet damaged, or one answer damaged on its way."""
-    there, target, broken = folder / "there", folder / "device/board", None
+    board_folder, target, broken = folder / "board", folder / "device/board", None
     if chance.random() < 0.5:
-        rewritten(there / chance.choice((boards.REPORT, *boards.PROOF)), chance, chance.random() < 0.8)
+        rewritten(board_folder / chance.choice((boards.REPORT, *boards.PROOF)), chance, chance.random() < 0.8)
     else:
         broken = chance.choice(boards.ANSWERS)
 
@@ -232,7 +232,7 @@ def _board(folder: Path, chance: random.Random) -> None:
             return json.dumps(mutate.tree(chance, json.loads(answer))).encode()
         return mutate.content(chance, answer)
 
-    boards.bring(folder / "release", there, target, damage)
+    boards.bring(folder / "release", board_folder, target, damage)
 
 
 def _options(folder: Path, chance: random.Random) -> None:
@@ -318,8 +318,8 @@ def seeds(target: str, chain: Path, release: Path, data: str, folder: Path) -> N
     elif target == "board":
         np.savez(folder / "few.npz", images=some, labels=classes)
         shutil.copytree(release, folder / "release")
-        boards.report(release, folder / "there", folder / "few.npz")
-        boards.bring(release, folder / "there", folder / "device/board", lambda _, answer: answer)
+        boards.report(release, folder / "board", folder / "few.npz")
+        boards.bring(release, folder / "board", folder / "device/board", lambda _, answer: answer)
     elif target == "labels":
         np.savez(folder / "few.npz", images=some, labels=classes)
         answers = np.random.default_rng(0).normal(0, 5, (20, 10)).astype(np.float32)

@@ -229,7 +229,7 @@ def test_a_training_that_ends_under_the_gate_says_how_often_and_what_helps(few, 
     assert train._under_the_gate(made, "default").endswith(text)
 
 
-@pytest.mark.parametrize("name", ["train", "run"])
+@pytest.mark.parametrize("name", ["train", "run", "study", "sweep", "teach"])
 def test_images_that_are_not_there_are_told_before_the_network_is_checked(name, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "model", lambda _: pytest.fail("the network was checked"))
     error = one_line(command(name, "--data", "nowhere", "--out", tmp_path), 2)

@@ -20,7 +20,7 @@ from pipeline.records import code, disk, manifest
 from pipeline.records.experiments import Sweep, Trial
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import Picture
-from pipeline.stages import Data, Out, check
+from pipeline.stages import Data, Out, check, train
 from pipeline.training import models, recipe
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def run(
     training = _training(model, shared, lrs, gammas)
     facts: dict[str, Any] = {"model": model, **shared, "sampler": sampler, "prune": bool(prune)}
     facts |= {"lr": lrs, "gamma": gammas, "trials": len(plan), "recipe": training}
+    train.expect(data=data)
     checked = check.model(model)
     source = data or checked.data
     parents = imagesets.load(source, "train", checked.input, checked.classes).digests
