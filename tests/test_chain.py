@@ -204,6 +204,7 @@ def test_status_sees_an_altered_history(folder):
             ["--twice", "--runtime", "tensorrt-rtx", "--target", "sm1"],
             "--twice: compares two engines' answers on a GPU",
         ),
+        (["--runtime", "tensorrt-rtx", "--target", "sm1"], "--target sm1: expected some of"),
     ],
 )
 def test_options_of_later_stages_are_refused_before_the_training(few, tmp_path, wrong, said):

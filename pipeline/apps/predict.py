@@ -46,6 +46,8 @@ def run(
     Raises UsageError if none can be read.
     """
     installs.require("predict", NEEDS)
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads: expected 1 or more, received {threads}")
     rows: list[Prediction] = []
     failures: list[str] = []
     with models.load(model, threads=threads) as loaded:
@@ -90,12 +92,13 @@ def _score(rows: list[Prediction]) -> dict[str, Any]:
 
 
 def show(predictions: Artifact) -> None:
-    """Print a table of the pictures (of many, those that are wrong), then the accuracy."""
+    """Print a table of the pictures (of many, those that are wrong or doubtful), then the accuracy."""
     facts = predictions.facts
     chosen, title = facts.rows, facts.model
     if len(chosen) > SHOWN:
         wrong = [row for row in chosen if row.label not in (None, row.prediction)]
-        chosen, title = (wrong, f"{title}, those that are wrong") if wrong else (chosen, title)
+        if others := wrong + [row for row in chosen if row.remark and row not in wrong]:
+            chosen, title = others, f"{title}, those that are wrong or doubtful"
     table = []
     for row in chosen[:SHOWN]:
         (first, sure), (second, less) = sorted(row.probabilities.items(), key=lambda item: -item[1])[:2]

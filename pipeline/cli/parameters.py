@@ -61,7 +61,7 @@ def arguments(stage: ModuleType) -> list[click.Parameter]:
 def _path(parameter: inspect.Parameter, many: bool) -> click.Argument:
     needed = parameter.default is parameter.empty
     default = {} if needed else {"default": parameter.default}
-    metavar = "FILE|FOLDER" if needed else "[FOLDER]"
+    metavar = ("FILE" if parameter.name == "file" else "FILE|FOLDER") if needed else "[FOLDER]"
     metavar += "..." * many
     return click.Argument(
         [parameter.name], nargs=-1 if many else 1, required=needed, type=_PATH, metavar=metavar, **default

@@ -137,11 +137,13 @@ def _gpu(chosen: dict[str, Any], twice: bool) -> Gpu | None:
     return None
 
 
-def expect(*, twice: bool, **given: Any) -> None:
-    """Raise UsageError for options that don't go together, and for --twice without the GPU that it needs."""
-    chosen = options(twice=twice, **given)
+def expect(*, twice: bool, target: str | None, **given: Any) -> None:
+    """Raise UsageError for options that don't go together, unknown targets, and --twice without the GPU it needs."""
+    chosen = options(twice=twice, target=target, **given)
     if twice:
         _gpu(chosen, twice)
+    if target:
+        builder.capabilities(library.load(chosen["runtime"]), chosen["targets"])
 
 
 def _timings(folder: Path | None, version: str, gpu: Gpu) -> Path:

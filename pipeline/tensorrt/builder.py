@@ -103,7 +103,7 @@ def _config(builder: trt.Builder, network: trt.INetworkDefinition, bindings: Any
     profile.set_shape(images.name, *shapes)
     config.add_optimization_profile(profile)
     if plan.targets:
-        _target(config, bindings, plan.targets)
+        _target(config, capabilities(bindings, plan.targets))
     if plan.version_compatible:
         config.set_flag(bindings.BuilderFlag.VERSION_COMPATIBLE)
     if plan.hardware_compatible:
@@ -131,15 +131,20 @@ def falling_back(
     ]
 
 
-def _target(config: Any, bindings: Any, targets: Sequence[str]) -> None:
-    """Build for these compute capabilities, as tensorrt-rtx alone can."""
+def capabilities(bindings: Any, targets: Sequence[str]) -> list[Any]:
+    """Return tensorrt-rtx's values for compute capabilities such as "sm86". UsageError for one that it doesn't have."""
     members = bindings.ComputeCapability.__members__
-    capabilities = {name.lower(): value for name, value in members.items() if name.startswith("SM")}
-    if unknown := [name for name in targets if name not in capabilities]:
-        raise UsageError(f"--target {','.join(unknown)}: expected some of {', '.join(sorted(capabilities))}")
-    config.num_compute_capabilities = len(targets)
-    for index, name in enumerate(targets):
-        config.set_compute_capability(capabilities[name], index)
+    known = {name.lower(): value for name, value in members.items() if name.startswith("SM")}
+    if unknown := [name for name in targets if name not in known]:
+        raise UsageError(f"--target {','.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    return [known[name] for name in targets]
+
+
+def _target(config: Any, chosen: list[Any]) -> None:
+    """Build for these compute capabilities, as tensorrt-rtx alone can."""
+    config.num_compute_capabilities = len(chosen)
+    for index, capability in enumerate(chosen):
+        config.set_compute_capability(capability, index)
 
 
 def _monitor(bindings: Any, bar: Any) -> Any:

@@ -52,8 +52,18 @@ def test_idx_files_take_their_labels_from_beside(release):
     row = next(row for row in rows if row.form == "mnist_cnn.fp16.onnx" and row.runtime == "onnxruntime")
     interval = " – ".join(f"{bound:.2%}" for bound in row.interval)
     told = f"accuracy {row.accuracy:.2%} ({row.correct:,} of 10,000 with a label), 95 % interval {interval}"
-    assert told in result.stdout and "those that are wrong" in result.stdout
-    assert f"and {10_000 - row.correct - 40} more; --json has them all" in result.stdout
+    assert told in result.stdout and "those that are wrong or doubtful" in result.stdout
+    answers = json.loads(command("predict", file, "--model", release / "mnist_cnn.fp16.onnx", "--json").stdout)
+    listed = [each for each in answers["facts"]["rows"] if each["remark"] or each["prediction"] != each["label"]]
+    assert f"and {len(listed) - 40} more; --json has them all" in result.stdout and len(listed) < 500
+    assert result.stdout.count("ubyte[") == 40 and "unsure" in result.stdout
+
+
+@pytest.mark.parametrize("threads", [0, -3])
+def test_threads_below_one_are_refused(two, tmp_path, release, threads):
+    two.save(tmp_path / "2.png")
+    line = ["predict", tmp_path / "2.png", "--model", release / "mnist_cnn.onnx", "--threads", threads]
+    assert f"--threads: expected 1 or more, received {threads}" in one_line(command(*line), 2)
 
 
 def test_a_picture_of_ones_own(tmp_path, two, release):
