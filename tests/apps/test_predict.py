@@ -30,7 +30,8 @@ def two(digits) -> Image.Image:
     return Image.fromarray(digits.images[1, 0])
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(["--as-is"], marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [[], ["--as-is"]])
 def test_the_test_set_as_pictures_gives_the_accuracy_of_verify(folders, release, options):
     file = release / "mnist_cnn.onnx"
     result = command("predict", folders, "--model", file, "--json", *options)

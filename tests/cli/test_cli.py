@@ -180,12 +180,9 @@ def test_ctrl_c_is_one_line(few, tmp_path, inherited):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("name", "left"),
-    [
-        ("train", "completed epochs are saved"),
-        pytest.param("run", "completed work is saved", marks=pytest.mark.exhaustive),
-    ],
+    ("name", "left"), [("train", "completed epochs are saved"), ("run", "completed work is saved")]
 )
 def test_sigterm_is_one_line_too(few, tmp_path, name, left):
     running = started(name, "--data", few, "--out", tmp_path, *LONG)

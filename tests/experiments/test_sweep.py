@@ -93,6 +93,7 @@ def test_killed_and_restarted_ends_with_every_trial_once(few, tmp_path, here, ca
         sweep.run("mnist_cnn", out=tmp_path, data=str(few), **{**GRID, "epochs": 4})
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_leaves_one_line_and_what_is_finished(few, tmp_path):
     process = start(few, tmp_path, workers=1, lr=0.02, gamma=tuple(number / 50 for number in range(1, 31)))
     until(process, lambda: ended(tmp_path / "sweep.db"))
