@@ -106,7 +106,7 @@ def ask(board: Board, module: str) -> About:
     answer = board.call("looking for Python", 'exec python3 -c "$@"', CHECK, module)
     try:
         about = msgspec.json.decode(answer.splitlines()[-1], type=About)
-    except (msgspec.MsgspecError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         raise CheckFailed(f"{board.host}: doesn't tell what it is: {reason(error)}") from error
     parts = [f"JetPack {about.jetpack or 'none'}", f"TensorRT {about.tensorrt or 'none'}"]
     parts += [f"Python {'.'.join(map(str, about.python))}", f"{about.free / 1e9:.1f} GB free"]

@@ -114,7 +114,7 @@ def _deployed(
         if code not in (0, CheckFailed.exit_code) or not answer:
             raise board.failure("deploying", code or CheckFailed.exit_code, errors)
         reported = msgspec.json.decode(answer, type=Reported)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckFailed(f"{board.host}: expected the record of a report, received: {reason(error)}") from error
     return _brought(board, out, reported, forms, target)
 

@@ -28,7 +28,7 @@ class Session(base.Session):
     """The twin of a `.fp16.onnx` in one of MODES, which is its `arithmetic`, too."""
 
     def __init__(self, artifact: Artifact, *, mode: str = MODES[0], threads: int | None = None) -> None:
-        self.arithmetic = mode
+        self.arithmetic, self._path = mode, artifact.path
         model = graphs.load(artifact)
         if mode == MODES[1]:
             model = float16.rounded_sums(model)
@@ -36,7 +36,8 @@ class Session(base.Session):
         self._image = self._session.get_inputs()[0].name
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self._session.run(None, {self._image: images})[0]
+        with base.running(self._path):
+            return self._session.run(None, {self._image: images})[0]
 
 
 load = Session

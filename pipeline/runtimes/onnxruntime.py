@@ -45,6 +45,7 @@ class Session(base.Session):
         import onnxruntime
 
         self._onnxruntime, self._on_cpu, provider = onnxruntime, mode == "cpu", PROVIDERS[mode]
+        self._path = artifact.path
         available = onnxruntime.get_available_providers()
         if provider not in available:
             raise UsageError(
@@ -88,7 +89,8 @@ class Session(base.Session):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         options = self._onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", NO_GRAPH)
-        return self._session.run(None, {self._image.name: images}, options)[0]
+        with base.running(self._path):
+            return self._session.run(None, {self._image.name: images}, options)[0]
 
     def step(self, batch: int) -> Callable[[], None]:
         """Return a function that runs one request of `batch` images, with input and output bound to memory beforehand.
@@ -106,6 +108,8 @@ class Session(base.Session):
         binding.bind_ortvalue_input(self._image.name, image)
         binding.bind_ortvalue_output(self._logits.name, logits)
         if self._on_cpu:
+            with base.running(self._path):
+                session.run_with_iobinding(binding)
             return lambda: session.run_with_iobinding(binding)
         options = self._onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", str(batch))  # one graph a batch size

@@ -371,7 +371,18 @@ def test_a_board_has_a_folder_named_by_its_host(host, name):
             ssh.folder_name(host)
 
 
-@pytest.mark.parametrize("answer", [b"", b"nonsense", b'{"python": "3"}', b'{"python": [3, 10, 1], "glibc": "musl"}'])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense",
+        b'{"python": "3"}',
+        b'{"python": [3, 10, 1], "glibc": "musl"}',
+        b'{"architecture": "\xff"}',
+        b'{"a": ' + 100_000 * b"[",
+    ],
+    ids=range(6),
+)
 def test_a_board_that_answers_something_else_is_refused(monkeypatch, answer):
     monkeypatch.setattr(ssh.Board, "call", lambda *_, **__: answer)
     with pytest.raises(CheckFailed, match="jetson: doesn't tell what it is"):

@@ -62,6 +62,8 @@ def work(target: str, first: int, count: int, place: Path) -> int:
             problem = "wrote outside its folder"
         if started:
             problem = f"started something: {started[0]}"
+        if time.monotonic() - begun > SECONDS:  # also where a library's error was made of the alarm
+            problem = problem or f"took over {SECONDS} s"
         grown = _largest_size() - before
         if grown > MEMORY and largest <= MEMORY:
             problem = problem or f"memory grew to {grown:,} bytes more"

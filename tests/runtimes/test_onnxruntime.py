@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.graph import run
+from pipeline import runtimes
+from pipeline.errors import CheckFailed
+from pipeline.graph import load, run
+from pipeline.records import manifest
 from tests.support import command, one_line
 
 LOG = b"""[E:onnxruntime:Default] Failed to load library providers_cuda.so with error: libcublasLt.so.13: cannot open it
@@ -32,3 +37,27 @@ def test_why_a_provider_cannot_be_loaded_is_one_line(release, monkeypatch, capfd
     result = command("verify", release / "mnist_cnn.onnx", "--provider", "cuda")
     assert one_line(result, 1).endswith(reason)
     assert result.stdout == "" and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("mode", range(3))
+def test_a_file_that_loads_and_cannot_run_is_one_line(release, monkeypatch, mode):
+    """In ONNX Runtime, and as the rounded twin: sizes that don't fit show when it runs."""
+    half = manifest.read(release / "mnist_cnn.fp16.onnx")
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT16),
+        helper.make_node("Reshape", ["pixels", "shape"], ["rows"]),
+        helper.make_node("Cast", ["rows"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    shapes = ("images", TensorProto.UINT8, ["n", 1, 28, 28]), ("logits", TensorProto.FLOAT, ["m", 1000])
+    ends = [helper.make_tensor_value_info(*each) for each in shapes]
+    shape = numpy_helper.from_array(np.int64([-1, 1000]), "shape")
+    graph = helper.make_graph(nodes, "wrong", ends[:1], ends[1:], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    monkeypatch.setattr(load, "load", lambda _: model)
+    runtime, name = runtimes.readers("half")[mode]
+    with runtime.load(half, mode=name) as session:
+        requests = [lambda: session(np.zeros([2, 1, 28, 28], np.uint8))]
+        requests += [lambda: session.step(2)] if runtime.TIMED else []
+        for request in requests:
+            with pytest.raises(CheckFailed, match=r"mnist_cnn\.fp16\.onnx: ONNX Runtime can't run it: "):
+                request()
