@@ -12,8 +12,6 @@ import functools
 import io
 import itertools
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,7 +27,7 @@ from PIL import Image
 from pipeline import console
 from pipeline.apps import predict
 from pipeline.data import imagesets
-from tests.support import ROOT
+from tests.support import ROOT, process
 
 CLASSES = tuple("0123456789")
 CONFIDENT = 0.9
@@ -195,9 +193,8 @@ def read_by(checkout: Path) -> Callable[[Path], list]:
     """Return what has another checkout's `predict` read a picture, in a process of its own."""
 
     def read(path: Path) -> list:
-        line = [sys.executable, "-m", "pipeline", "predict", str(path), "--json"]
-        surroundings = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
-        ran = subprocess.run(line, cwd=checkout, env=surroundings, capture_output=True, text=True, check=True)
+        ran = process("predict", path, "--json", cwd=checkout, PYTHONPATH=str(checkout.resolve()))
+        ran.check_returncode()
         return [SimpleNamespace(**row) for row in json.loads(ran.stdout)["facts"]["rows"]]
 
     return read

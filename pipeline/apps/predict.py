@@ -20,7 +20,7 @@ from pipeline.records.reports import Prediction, Predictions
 from pipeline.runtimes import classifier as models
 
 NEEDS = ("onnxruntime", "PIL", "cv2")
-# An answer to a found digit under SURE is doubtful: chosen by `python -m tests.pictures --part held-out`.
+# An answer to a found digit under SURE is doubtful: chosen on held-out training images.
 SURE, UNSURE = 0.95, "unsure"
 SHOWN = 40  # rows of a table; --json has them all
 

@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +20,9 @@ from pipeline.device import ssh
 from pipeline.records import disk, manifest
 from pipeline.release import files
 from tests.hardening import Place, Row
-from tests.support import SMALL, save_few, sshd
+from tests.support import SMALL, save_few, sshd, started
 
-ROOT = Path(__file__).parents[2]
+QUIET = {"stdout": subprocess.DEVNULL, "text": True}
 MEASURED = ("latency.json", "mnist_cnn.engine", manifest.FILE)  # the last has the others' digests
 
 
@@ -74,7 +73,7 @@ def _deployments(place: Place, kills: int, chance: random.Random) -> list[Row]:
 def _deploy(place: Place, server: sshd.Server, scratch: Path) -> subprocess.Popen:
     line = ["deploy", place.release / "mnist_cnn.onnx", "--on", "board", "--ssh-config", server.config]
     line += ["--data", scratch / "few.npz", "--out", scratch / "device", "--gate", "0.8"]
-    return _started([*line, "--runtime", "none", "--quick", "--batch", "1"])
+    return started(*line, "--runtime", "none", "--quick", "--batch", "1", **QUIET)
 
 
 def _deployed_again(
@@ -108,12 +107,7 @@ def _names(server: sshd.Server, scratch: Path) -> tuple[list[str], ...]:
 
 def _start(folder: Path) -> subprocess.Popen:
     data = str(folder.parent / "few.npz")
-    return _started(["run", "--data", data, "--out", folder, *SMALL])
-
-
-def _started(words: list[object]) -> subprocess.Popen:
-    line = [sys.executable, "-m", "pipeline", *map(str, words)]
-    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return started("run", "--data", data, "--out", folder, *SMALL, **QUIET)
 
 
 def _finish(running: subprocess.Popen) -> str | None:
