@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import CheckFailed, reason
-from pipeline.graph import load
+from pipeline.graph import load, plain
 from pipeline.graph.edit import namer, replace_nodes, store, weights
 from pipeline.graph.load import attribute
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, ValueInfoProto
+    from onnx import ModelProto, NodeProto
 
 IMAGES, LOGITS, BATCH = "images", "logits", "batch"
 SCALE, SHIFT = "pixel_scale", "pixel_shift"  # x * scale + shift = (x / 255 - mean) / std
@@ -55,55 +55,14 @@ def fold(model: ModelProto) -> tuple[ModelProto, int]:
     for node in model.graph.node:
         while node.input[-1:] == [""]:  # an optional input that is left out; the optimiser takes it for a tensor
             node.input.pop()
+    plain.fix_shapes(model)  # first: the optimiser removes what computed them
     try:
         optimised = onnxscript.optimizer.optimize(model)
     except Exception as error:  # the library's own exceptions share no narrower public base
         raise CheckFailed(f"{model.graph.name}: onnxscript can't optimise it: {reason(error)}") from error
-    model = split_plainly(optimised)
+    model = plain.pool_globally(plain.split(optimised))
     left = batch_norms(model)
     return strip(fold_normalisation(expand_batch_norms(model))), left
-
-
-def split_plainly(model: ModelProto) -> ModelProto:
-    """Replace SplitToSequence, whose parts SequenceAt picks, by Split: runtimes on devices have no sequences.
-
-    PyTorch exports `chunk` so. A split whose sizes or picks are not constant is left.
-    """
-    from onnx import helper
-
-    tensors, constants, new = load.values(model), weights(model), namer(model)
-    nodes: list[NodeProto] = []
-    sizes: dict[str, np.ndarray] = {}
-    parts: dict[str, str] = {}  # by the result of the SequenceAt that picks it
-    for node in model.graph.node:
-        name, plain = node.output[0], node
-        if node.op_type == "SplitToSequence":
-            split = _sizes(node, tensors, constants)
-            picks = [each for each in model.graph.node if name in each.input]
-            if split and all(each.op_type == "SequenceAt" and each.input[1] in constants for each in picks):
-                sizes[new(f"{name}_sizes")] = np.array(split)
-                outputs = [new(f"{name}_{index}") for index in range(len(split))]
-                axis = attribute(node, "axis", 0)
-                plain = helper.make_node("Split", [node.input[0], new(f"{name}_sizes")], outputs, axis=axis)
-                parts |= {each.output[0]: outputs[int(constants[each.input[1]])] for each in picks}
-        elif name in parts:
-            plain = helper.make_node("Identity", [parts[name]], [name])
-        nodes.append(plain)
-    store(model, sizes)
-    replace_nodes(model, nodes)
-    return model
-
-
-def _sizes(node: NodeProto, tensors: Mapping[str, ValueInfoProto], constants: Mapping[str, np.ndarray]) -> list[int]:
-    """The sizes that a SplitToSequence splits into; empty if they are not known or it drops the axis."""
-    dims = load.shape(tensors[node.input[0]]) if node.input[0] in tensors else []
-    whole = dims[attribute(node, "axis", 0)] if dims else 0
-    if len(node.input) < 2 or node.input[1] not in constants or not whole:
-        return []
-    split = constants[node.input[1]]
-    if split.ndim:
-        return split.tolist()
-    return [min(int(split), whole - start) for start in range(0, whole, int(split))]
 
 
 def batch_norms(model: ModelProto) -> int:

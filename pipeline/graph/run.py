@@ -28,12 +28,12 @@ def session(model: ModelProto, name: str, threads: int | None = None) -> Any:
 
 
 def watching(model: ModelProto, tensors: Iterable[str], name: str) -> Any:
-    """A session of a model that gives these float32 tensors, by name, in place of its outputs."""
-    from onnx import TensorProto, helper
+    """A session of a model that gives these tensors, by name, in place of its outputs."""
+    from onnx import helper
 
     watched = copy.deepcopy(model)
     del watched.graph.output[:]
-    watched.graph.output.extend(helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in tensors)
+    watched.graph.output.extend(helper.make_empty_tensor_value_info(each) for each in tensors)
     return session(watched, name)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import CheckFailed
-from pipeline.graph import calibration, edit, float16, load, passes, quantization, run
+from pipeline.graph import calibration, edit, float16, load, operators, passes, quantization, run
 from pipeline.records.forms import ModelCard
 from pipeline.runtimes import onnxruntime
 from pipeline.stages import export, half
@@ -98,6 +98,7 @@ def test_every_network_is_the_same_after_every_pass(network):
     assert run.difference(expected, run.outputs(model, images, "exported")) < 1e-5
     folded, kept = passes.fold(copy.deepcopy(model))
     assert kept == left and not [name for name in load.operators(folded) if name.startswith(("BatchNorm", "Sequence"))]
+    assert not load.operators(folded).keys() & {"Shape", "ReduceMean"}
     assert run.difference(expected, run.outputs(folded, images, "folded")) < 1e-5
     half = float16.half(folded)
     load.parse(half.SerializeToString(), "half")
@@ -117,9 +118,51 @@ def test_tensorrt_takes_every_network_in_half(network):
 @pytest.mark.parametrize(("padding", "begins"), [(1, ["Cast", "Sub", "Conv"]), (0, ["Cast", "Conv"])])
 def test_only_a_padded_first_convolution_leaves_one_sub_of_raw_pixels(padding, begins):
     model, _ = passes.fold(exported(sequential(nn.Conv2d(3, 4, 3, padding=padding)), (3, 16, 16)))
-    assert [node.op_type for node in model.graph.node if node.op_type != "Shape"][: len(begins)] == begins
+    assert [node.op_type for node in model.graph.node][: len(begins)] == begins
     if padding:
         assert np.allclose(edit.weights(model)[passes.SHIFT].ravel(), 255 * np.array(MEAN), rtol=1e-6)
+
+
+class Head(nn.Module):
+    """A convolution and what is left to `pool` and `flatten` it to `[n, 6]`."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.conv, self.linear, self.end = nn.Conv2d(3, 6, 3), nn.Linear(6, 10), end
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.end(self.conv(images).relu()))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: nn.functional.adaptive_avg_pool2d(x, 1).flatten(1),
+        lambda x: nn.functional.adaptive_avg_pool2d(x, 1).view(x.size(0), -1),
+        lambda x: nn.functional.adaptive_avg_pool2d(x, 1).reshape(-1, 6),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean((-1, -2), keepdim=True).squeeze((2, 3)),
+    ],
+    ids=["flatten", "view", "reshape", "mean", "mean of both edges"],
+)
+def test_a_global_average_is_one_and_needs_no_shape_however_it_is_written(end):
+    network = settled(Head(end))
+    model, images = exported(network, (3, 16, 16)), pixels((3, 16, 16))
+    folded, _ = passes.fold(copy.deepcopy(model))
+    counts = load.operators(folded)
+    assert counts.pop("GlobalAveragePool") == 1 and not counts.keys() & {"Shape", "ReduceMean", "Concat"}, counts
+    for some in (images, images[:1]):
+        assert run.difference(by_pytorch(network, some), run.outputs(folded, some, "net")) < 1e-5
+    assert operators.unknown(float16.half(folded)) == []
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2, 3)])
+def test_a_mean_over_anything_else_stays_one(axes):
+    network = settled(Head(lambda x: x.mean(axes, keepdim=True).expand_as(x).amax((2, 3))))
+    model, images = exported(network, (3, 16, 16)), pixels((3, 16, 16))
+    folded, _ = passes.fold(copy.deepcopy(model))
+    assert load.operators(folded)["ReduceMean"] == 1
+    assert run.difference(by_pytorch(network, images), run.outputs(folded, images, "net")) < 1e-5
 
 
 def test_a_channel_that_is_multiplied_by_zero_before_padding_stays_so():

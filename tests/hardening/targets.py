@@ -21,6 +21,7 @@ from pipeline import chain as chains
 from pipeline import runtimes
 from pipeline.data import idx, imagesets, mnist, pictures
 from pipeline.data.imagesets import ImageSet
+from pipeline.graph import proof
 from pipeline.records import kinds, manifest
 from pipeline.records.devices import Gpu
 from pipeline.records.forms import Engine, Labels
@@ -265,18 +266,18 @@ ACTS: dict[str, Callable[[Path, random.Random], None]] = {
 
 def _interrupted(folder: Path) -> None:
     """Certify the first images, stop there, and keep beside it what the whole certification gives."""
-    half, done = manifest.read(folder / "mnist_cnn.fp16.onnx"), certify._Proof._save
+    half, done = manifest.read(folder / "mnist_cnn.fp16.onnx"), proof.Proof._save
     partial = folder / ".mnist_cnn.certificate.json.partial"
 
-    def stopped(proof: certify._Proof, parts: dict) -> None:
-        done(proof, parts)
+    def stopped(itself: proof.Proof, parts: dict) -> None:
+        done(itself, parts)
         (folder / "kept").write_bytes(partial.read_bytes())
 
-    certify._Proof._save = stopped
+    proof.Proof._save = stopped
     try:
         made = certify.run(half, out=folder, data=str(folder / "few.npz"), executions="A1")
     finally:
-        certify._Proof._save = done
+        proof.Proof._save = done
     (folder / "expected.json").write_text(json.dumps(kinds.plain(made.facts)))
     (folder / "kept").rename(partial)
     made.path.unlink()

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.graph import certificate, rounding
+from pipeline.graph import certificate, proof, rounding
 from pipeline.records import manifest
 from pipeline.stages import certify, verify
 from tests.support import command, flip, one_line
@@ -61,7 +61,7 @@ def test_an_interrupted_one_goes_on(half, some, tmp_path, monkeypatch, capsys):
 
     def once(graph, images, execution):
         seen.append(len(images))
-        if len(seen) == 2:
+        if len(seen) == 3:
             raise KeyboardInterrupt
         return real(graph, images, execution)
 
@@ -73,7 +73,7 @@ def test_an_interrupted_one_goes_on(half, some, tmp_path, monkeypatch, capsys):
     altered = bytearray(partial.read_bytes())
     altered[-1] ^= 1  # an array's byte: nothing in the format would notice
     again = certify.run(half, out=tmp_path, data=some, executions="A1")
-    assert seen == [20, 40, 40] and not partial.exists() and "going on from it" in capsys.readouterr().err
+    assert seen == [2, 18, 40, 40] and not partial.exists() and "going on from it" in capsys.readouterr().err
     row, other = (each.facts.rows[0] for each in (again, whole))
     assert (row.certified, row.right, row.median) == (other.certified, other.right, other.median)
     for content in (
@@ -132,5 +132,19 @@ def test_executions_that_are_not_known_are_refused(chain, tmp_path, executions):
     words = ["certify", chain / "mnist_cnn.fp16.onnx", "--out", tmp_path, "--executions", executions]
     assert "expected some of A1,A,A1-float16-averages" in one_line(command(*words), 2)
     with pytest.raises(UsageError):
-        certify.expect(executions=executions)
+        certify.expect(executions=executions, certify_minutes=30)
     assert Path(tmp_path).is_dir()
+
+
+def test_one_that_takes_too_long_is_left_out_after_the_first_images(half, some, tmp_path, capsys):
+    (row,) = certify.run(half, out=tmp_path, data=some, executions="A1", certify_minutes=1e-9).facts.rows
+    assert (row.images, row.at_least) == (proof.FIRST, row.right / 60)
+    assert "A1: left out after 2 images: the other 58 would take" in capsys.readouterr().err
+    (row,) = certify.run(half, out=tmp_path, data=some, executions="A1").facts.rows  # not taken for done
+    assert row.images == 60
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_no_time_at_all_is_refused(chain, tmp_path, minutes):
+    words = ["certify", chain / "mnist_cnn.fp16.onnx", "--out", tmp_path, "--certify-minutes", minutes]
+    assert "expected more than 0" in one_line(command(*words), 2)
