@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,15 +79,21 @@ def batches(images: np.ndarray, most: int = BATCH) -> Iterator[np.ndarray]:
         yield images[start : start + size]
 
 
+@contextlib.contextmanager
+def running(name: object) -> Iterator[None]:
+    """CheckFailed where ONNX Runtime loads a file and then can't run it, as one with sizes that don't fit."""
+    try:
+        yield
+    except Exception as error:  # the library's own exceptions share no narrower public base
+        raise CheckFailed(f"{name}: ONNX Runtime can't run it: {reason(error)}") from error
+
+
 def outputs(model: ModelProto, inputs: np.ndarray, name: str) -> np.ndarray:
     """The first output for inputs `[n, ...]`, computed in batches. CheckFailed if ONNX Runtime can't run it."""
     ready = session(model, name)
     image = ready.get_inputs()[0].name
-    try:
-        parts = [ready.run(None, {image: batch})[0] for batch in batches(inputs)]
-    except Exception as error:
-        raise CheckFailed(f"{name}: ONNX Runtime can't run it: {reason(error)}") from error
-    return np.concatenate(parts)
+    with running(name):
+        return np.concatenate([ready.run(None, {image: batch})[0] for batch in batches(inputs)])
 
 
 def difference(before: np.ndarray, after: np.ndarray) -> float:

@@ -7,11 +7,14 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline import console
+
 if TYPE_CHECKING:
     import numpy as np
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 CONFIDENCE = 0.99  # of an early-stopping estimate; MLPerf Inference rules
+FEW = 100  # test images; with fewer, how little they tell is remarked
 SIGNIFICANT = 0.05  # McNemar's p under which what errs more often is worse, not unlucky
 
 
@@ -21,6 +24,14 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
     interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def remark_few(name: str, n: int, correct: int) -> None:
+    """Say on stderr how little few images tell of an accuracy, and so of a gate."""
+    if n < FEW:
+        low, high = wilson(correct, n)
+        told = f"{name}: {n} images tell little: the 95 % interval of {correct / n:.2%} is {low:.2%} – {high:.2%}"
+        console.say(f"{told}, {100 * (high - low):.0f} percentage points wide")
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

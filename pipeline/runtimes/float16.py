@@ -36,7 +36,7 @@ class Session(base.Session):
         self._image = self._session.get_inputs()[0].name
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        with base.running(self._path):
+        with run.running(self._path):
             return self._session.run(None, {self._image: images})[0]
 
 

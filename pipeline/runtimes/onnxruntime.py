@@ -11,9 +11,9 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.graph import load as onnx_file
@@ -23,8 +23,8 @@ from pipeline.runtimes import session as base
 
 if TYPE_CHECKING:
     import numpy as np
-    from onnx import GraphProto
-    from onnxruntime import NodeArg, OrtValue
+    from onnx import GraphProto, ModelProto
+    from onnxruntime import NodeArg, OrtValue, SessionOptions
 
 READS = {"unfolded": ("cpu",), "folded": ("cpu",), "half": ("cpu",), "int8": ("cpu",)}
 NEEDS = ("onnxruntime",)
@@ -44,18 +44,7 @@ class Session(base.Session):
     def __init__(self, artifact: Artifact, *, mode: str = "cpu", threads: int | None = None) -> None:
         import onnxruntime
 
-        self._onnxruntime, self._on_cpu, provider = onnxruntime, mode == "cpu", PROVIDERS[mode]
-        self._path = artifact.path
-        available = onnxruntime.get_available_providers()
-        if provider not in available:
-            raise UsageError(
-                f"--provider {mode}: expected ONNX Runtime with {provider}, received {onnxruntime.__version__} with "
-                f"{', '.join(available)}; on x86-64 `pip install onnxruntime-gpu` in place of onnxruntime, on a Jetson "
-                "install NVIDIA's wheel for its JetPack"
-            )
-        options = run.options(threads)
-        if not self._on_cpu:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        self._onnxruntime, self._on_cpu, self._path = onnxruntime, mode == "cpu", artifact.path
         settings = {  # CUDA graphs for the prepared requests; float16 for TensorRT only where the file has it
             "cpu": {},
             "cuda": {"enable_cuda_graph": "1", "use_tf32": "0"},
@@ -64,23 +53,15 @@ class Session(base.Session):
                 "trt_int8_enable": str(int(artifact.kind == "int8")),
             },
         }
-        model = onnx_file.load(artifact)
-        content, chosen = model.SerializeToString(), [(provider, settings[mode])]
-        log: list[str] = []
-        try:
-            with tempfile.TemporaryDirectory() as folder, contextlib.nullcontext() if self._on_cpu else _logged(log):
-                optimised = Path(folder) / "optimised.onnx"
-                if mode != "tensorrt":  # compiled parts can't be written as ONNX
-                    options.optimized_model_filepath = str(optimised)
-                self._session = run.opened(content, options, chosen)
-                self.arithmetic = _arithmetic(model.graph, optimised if optimised.exists() else None)
-        except Exception as error:  # the library's own exceptions share no narrower public base
-            reason = _reason(error, "".join(log))
-            raise CheckFailed(f"{artifact.path}: ONNX Runtime can't load it with {provider}: {reason}") from error
-        if (ran := self._session.get_providers()[0]) != provider:
-            raise CheckFailed(f"--provider {mode}: expected {provider}, ONNX Runtime fell back to {ran}")
+        model, options = onnx_file.load(artifact), run.options(threads)
+        with tempfile.TemporaryDirectory() as folder:
+            optimised = Path(folder) / "optimised.onnx"
+            if mode != "tensorrt":  # compiled parts can't be written as ONNX
+                options.optimized_model_filepath = str(optimised)
+            self._session = _opened(artifact.path, model, mode, options, settings[mode])
+            self.arithmetic = _arithmetic(model.graph, optimised if optimised.exists() else None)
         if not self._on_cpu:
-            self.arithmetic += f", {provider}"
+            self.arithmetic += f", {PROVIDERS[mode]}"
         (self._image,), (self._logits,) = self._session.get_inputs(), self._session.get_outputs()
 
     def __exit__(self, *_: object) -> None:
@@ -89,7 +70,7 @@ class Session(base.Session):
     def __call__(self, images: np.ndarray) -> np.ndarray:
         options = self._onnxruntime.RunOptions()
         options.add_run_config_entry("gpu_graph_id", NO_GRAPH)
-        with base.running(self._path):
+        with run.running(self._path):
             return self._session.run(None, {self._image.name: images}, options)[0]
 
     def step(self, batch: int) -> Callable[[], None]:
@@ -108,7 +89,7 @@ class Session(base.Session):
         binding.bind_ortvalue_input(self._image.name, image)
         binding.bind_ortvalue_output(self._logits.name, logits)
         if self._on_cpu:
-            with base.running(self._path):
+            with run.running(self._path):
                 session.run_with_iobinding(binding)
             return lambda: session.run_with_iobinding(binding)
         options = self._onnxruntime.RunOptions()
@@ -123,6 +104,44 @@ class Session(base.Session):
 
 
 load = Session
+
+
+def expect(provider: str) -> None:
+    """UsageError if this ONNX Runtime has no such provider, CheckFailed if it can't load it: seen with one node."""
+    from onnx import TensorProto, helper
+
+    if provider == "cpu":
+        return
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "node", [value], [])
+    graph.output.add(name="y").type.CopyFrom(value.type)
+    node = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)])
+    _opened(f"--provider {provider}, tried on a Relu", node, provider, run.options(1), {})
+
+
+def _opened(name: object, model: ModelProto, mode: str, options: SessionOptions, settings: Mapping[str, str]) -> Any:
+    """A session of a model with a provider and nothing to fall back on."""
+    import onnxruntime
+
+    provider, available = PROVIDERS[mode], onnxruntime.get_available_providers()
+    if provider not in available:
+        raise UsageError(
+            f"--provider {mode}: expected ONNX Runtime with {provider}, received {onnxruntime.__version__} with "
+            f"{', '.join(available)}; on x86-64 `pip install onnxruntime-gpu` in place of onnxruntime, on a Jetson "
+            "install NVIDIA's wheel for its JetPack"
+        )
+    if mode != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    log: list[str] = []
+    try:
+        with contextlib.nullcontext() if mode == "cpu" else _logged(log):
+            session = run.opened(model.SerializeToString(), options, [(provider, settings)])
+    except Exception as error:  # the library's own exceptions share no narrower public base
+        reason = _reason(error, "".join(log))
+        raise CheckFailed(f"{name}: ONNX Runtime can't load it with {provider}: {reason}") from error
+    if (ran := session.get_providers()[0]) != provider:
+        raise CheckFailed(f"--provider {mode}: expected {provider}, ONNX Runtime fell back to {ran}")
+    return session
 
 
 @contextlib.contextmanager

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
-
-from pipeline.errors import CheckFailed, reason
 
 if TYPE_CHECKING:
     import numpy as np
 
     from pipeline.records.manifest import Artifact
-
-
-@contextlib.contextmanager
-def running(path: Path | None) -> Iterator[None]:
-    """CheckFailed where ONNX Runtime loads a file and then can't run it, as one with sizes that don't fit."""
-    try:
-        yield
-    except Exception as error:  # the library's own exceptions share no narrower public base
-        raise CheckFailed(f"{path}: ONNX Runtime can't run it: {reason(error)}") from error
 
 
 class Session:

@@ -15,16 +15,18 @@ from pipeline.data import imagesets, sources
 from pipeline.errors import UsageError, reason
 from pipeline.graph import adopt, load, metadata, passes
 from pipeline.graph import run as graphs
+from pipeline.measure import statistics
 from pipeline.records import code, kinds, manifest
 from pipeline.records.forms import ModelCard, Reference, Unfolded
 from pipeline.records.manifest import Artifact
-from pipeline.stages import Out, export, fold, half, verify
+from pipeline.stages import Out, export, fold, half
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 KIND, FILE = export.KIND, export.FILE
 NEEDS = ("onnxruntime",)
+CHARACTERS = {"name": "letters, digits and underscores", "version": "letters, digits, points, dashes and underscores"}
 MARGIN = 0.005  # how far under the file's own accuracy its gate is, unless one is given
 
 
@@ -133,7 +135,10 @@ def _classes(text: str) -> list[str]:
     else:
         names = [name.strip() for name in text.split(",")]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError(f"--classes {text}: expected two or more different names, or a text file with one per line")
+        received = "" if "," in text or path.is_file() else "; there is no such file"
+        raise UsageError(
+            f"--classes {text}: expected two or more different names, or a text file with one per line{received}"
+        )
     return names
 
 
@@ -153,7 +158,7 @@ def _card(file: Path, **values: object) -> ModelCard:
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$.")
         field = re.split(r"\W", place)[0]
-        characters = "letters, digits and underscores" if field == "name" else "printable characters"
+        characters = CHARACTERS.get(field, "printable characters")
         what = re.sub("`str` matching regex.*", characters, what).replace("Expected", "expected")
         if field:
             what = re.sub("`(int|float)`", "a number", what)
@@ -177,7 +182,9 @@ def _answers(
             filled = np.zeros((size, *part.shape[1:]), np.float32) if batch else part
             filled[: len(part)] = part
             pixels = np.ascontiguousarray(filled.transpose(0, 2, 3, 1)) if channels_last else filled
-            parts.append(session.run(None, {image: pixels})[0].reshape(len(filled), -1)[: len(part)])
+            with graphs.running(name):
+                answers = session.run(None, {image: pixels})[0]
+            parts.append(answers.reshape(len(filled), -1)[: len(part)])
             bar.update(len(part))
     return np.concatenate(parts)
 
@@ -201,4 +208,4 @@ def show(adopted: Artifact) -> None:
         f"accuracy {accuracy:.2%} on {facts.reference.name}, gate {facts.model.gate:.2%}; largest difference to the "
         f"file's own answers: {facts.difference:.2g} of the largest"
     )
-    verify.remark_few(facts.reference.name, facts.reference.n, facts.reference.correct)
+    statistics.remark_few(facts.reference.name, facts.reference.n, facts.reference.correct)

@@ -16,7 +16,7 @@ from pipeline.measure import timing
 from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import Latency, Speedup, Timed, Trtexec
-from pipeline.runtimes import tensorrt
+from pipeline.runtimes import onnxruntime, tensorrt
 from pipeline.stages import OptionalOut, Provider
 from pipeline.tensorrt import trtexec
 
@@ -54,7 +54,7 @@ def run(
         raise UsageError(
             "nothing to measure: expected a form of a model, or a folder with one; `pipeline run` makes them"
         )
-    expect(batch=batch, threads=threads)
+    expect(batch=batch, threads=threads, provider=provider)
     eager = compare and any(form.kind == "checkpoint" for form in forms)
     program = trtexec.find() if compare and not no_cuda_graph else None
     peers = {form.name for form in forms if program and form.options.get("runtime") == "tensorrt"}
@@ -114,10 +114,11 @@ def run(
     )
 
 
-def expect(*, batch: tuple[int, ...], threads: int, **_: Any) -> None:
-    """Raise UsageError for batch sizes and threads below 1."""
+def expect(*, batch: tuple[int, ...], threads: int, provider: str, **_: Any) -> None:
+    """Raise UsageError for batch sizes and threads below 1; the provider has to load."""
     if min((*batch, threads)) < 1:
         raise UsageError(f"expected --batch and --threads of at least 1, received {[*batch]} and {threads}")
+    onnxruntime.expect(provider)
 
 
 def options(*_: Artifact, provider: str, no_cuda_graph: bool, strict: bool = False, **given: Any) -> dict[str, Any]:

@@ -19,11 +19,10 @@ from pipeline.records import code, manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import LabelledImages, Proven, Verification
-from pipeline.runtimes import classifier
+from pipeline.runtimes import classifier, onnxruntime
 from pipeline.stages import Data, OptionalOut, Provider, certify, images
 
 KIND, FILE = "verification", "verification.json"
-FEW = 100  # test images; with fewer, how little they tell is remarked
 
 
 def run(
@@ -38,7 +37,7 @@ def run(
     A form passes if its accuracy is at least the gate and it is not significantly worse (exact McNemar, p < 0.05) than
     the checkpoint or than the form it was made from. Forms that fail are listed with the reason; the exit code is 1.
     """
-    expect(gate=gate)
+    expect(gate=gate, provider=provider)
     model = _one_model(forms)
     split = images(forms[0], data)
     gate_used = model.gate if gate is None else gate
@@ -68,10 +67,11 @@ def run(
     )
 
 
-def expect(*, gate: float | None, **_: Any) -> None:
-    """UsageError unless a gate is a share, or left to the model."""
+def expect(*, gate: float | None, provider: str, **_: Any) -> None:
+    """UsageError unless a gate is a share, or left to the model; the provider has to load."""
     if gate is not None and not 0 <= gate <= 1:
         raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")
+    onnxruntime.expect(provider)
 
 
 def options(
@@ -238,12 +238,4 @@ def show(verification: Artifact) -> None:
     for proof in facts.certified:
         console.result(f"{proof.form}: at least {proof.at_least:.2%} under every execution {proof.execution}, proven")
     console.result(f"{'passed' if facts.passed else 'FAILED'}: gate {facts.gate:.2%}")
-    remark_few(facts.data.name, facts.data.images, min(row.correct for row in facts.rows))
-
-
-def remark_few(name: str, n: int, correct: int) -> None:
-    """Say on stderr how little few images tell of an accuracy, and so of a gate."""
-    if n < FEW:
-        low, high = statistics.wilson(correct, n)
-        told = f"{name}: {n} images tell little: the 95 % interval of {correct / n:.2%} is {low:.2%} – {high:.2%}"
-        console.say(f"{told}, {100 * (high - low):.0f} percentage points wide")
+    statistics.remark_few(facts.data.name, facts.data.images, min(row.correct for row in facts.rows))

@@ -71,6 +71,8 @@ def _find(model: str, given: str, images: ImageSet) -> tuple[Artifact | None, st
     path = beside(model) if given == AUTO else Path(given)
     if given == HARD or (given == AUTO and not path.is_file()):
         return None, ""
+    if not path.exists():
+        raise UsageError(f"--labels {path}: no such file: expected auto, hard, or what `pipeline teach {model}` made")
     labels = manifest.read(path)
     if labels.kind != "labels":
         raise UsageError(f"{path}: holds {labels.kind}: expected labels, as `pipeline teach {model}` makes them")

@@ -39,6 +39,18 @@ def test_why_a_provider_cannot_be_loaded_is_one_line(release, monkeypatch, capfd
     assert result.stdout == "" and capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("words", [["run"], ["verify", "FORM"], ["bench", "FORM"]])
+def test_a_provider_that_does_not_load_is_refused_before_anything_is_done(release, monkeypatch, tmp_path, words):
+    def opened(*_):
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(run, "opened", opened)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    line = [release / "mnist_cnn.onnx" if word == "FORM" else word for word in words]
+    error = one_line(command(*line, "--provider", "cuda", "--out", tmp_path / "out"), 1)
+    assert "--provider cuda" in error and "no such device" in error and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("mode", range(3))
 def test_a_file_that_loads_and_cannot_run_is_one_line(release, monkeypatch, mode):
     """In ONNX Runtime, and as the rounded twin: sizes that don't fit show when it runs."""

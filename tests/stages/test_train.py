@@ -133,6 +133,10 @@ def test_killed_and_resumed_ends_with_the_same_bytes_as_undisturbed(few, tmp_pat
         "--schedule cosine",
         "--recipe worst",
         "--train-threads 0",
+        "--gamma 0.5 --recipe best",  # whose schedule is linear
+        "--step-size 3 --schedule linear",
+        "--warmup 0.1",
+        "--labels nowhere.safetensors",
     ],
 )
 def test_wrong_numbers_are_one_line(tmp_path, few, wrong):
