@@ -32,16 +32,14 @@ def run(
     out: Out,
     data: Data = None,
     executions: Annotated[str, f"What the device may do, of {', '.join(EXECUTIONS)}; see docs/guarantees.md."] = "A1,A",
-    certify_minutes: Annotated[
-        float,
-        "Minutes that an execution may take: if the first images show that it takes longer, the others are left out.",
-    ] = 30,
+    certify_minutes: Annotated[float, "Minutes that an execution may take, judged by the first images."] = 30,
 ) -> Artifact:
     """Bound, for each test image, how far every two logits can move under all executions that a model allows.
 
     An answer is certified if its lead over every other class is more than that. The result is a lower bound of the test
     accuracy on any device that computes as the model says, whatever the order of its sums. A graph with operators that
-    are not covered gets a certificate that names them, and no proof; that is no failure.
+    are not covered gets a certificate that names them, and no proof; that is no failure. An execution under which none
+    of the first images can be certified, or which would take longer than --certify-minutes, is left out after those.
 
     Can be interrupted: the next run goes on. A file whose certificate is on record is not certified again.
     """
@@ -105,6 +103,12 @@ def proven(forms: Iterable[Artifact], digests: Mapping[str, str]) -> list[Artifa
     """The certificates beside float16 files that this code made of these files and these images."""
     beside = [_made(form.path.parent, form) for form in forms if form.kind == "half" and form.path]
     return [made for made in beside if made and made.facts.data.digests == digests]
+
+
+def told(certificate: Artifact) -> list[Certified]:
+    """What a certificate proves of a whole test set, not of the first images alone."""
+    whole = certificate.facts.data.images
+    return [row for row in certificate.facts.rows if row.certified and row.images == whole]
 
 
 def _made(folder: Path, half: Artifact) -> Artifact | None:

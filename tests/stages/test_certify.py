@@ -92,6 +92,7 @@ def test_one_that_certifies_nothing_ends_after_a_few_images(half, some, tmp_path
     (row,) = certify.run(half, out=tmp_path, data=some, executions="A1").facts.rows
     assert (row.images, row.certified, row.at_least, row.at_most) == (20, 0, 0, 1)
     assert "none of 20 images" in capsys.readouterr().err
+    assert verify.run(half, data=some, gate=0).facts.certified == [], "of 20 images and nothing, nothing is told"
 
 
 def test_operators_that_are_not_covered_are_named_and_no_failure(half, some, tmp_path):
@@ -140,8 +141,9 @@ def test_one_that_takes_too_long_is_left_out_after_the_first_images(half, some, 
     (row,) = certify.run(half, out=tmp_path, data=some, executions="A1", certify_minutes=1e-9).facts.rows
     assert (row.images, row.at_least) == (proof.FIRST, row.right / 60)
     assert "A1: left out after 2 images: the other 58 would take" in capsys.readouterr().err
-    (row,) = certify.run(half, out=tmp_path, data=some, executions="A1").facts.rows  # not taken for done
-    assert row.images == 60
+    assert verify.run(half, data=some, gate=0).facts.certified == []
+    made = certify.run(half, out=tmp_path, data=some, executions="A1")  # the other isn't taken for done
+    assert made.facts.rows[0].images == 60 and verify.run(half, data=some, gate=0).facts.certified == made.facts.rows
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
