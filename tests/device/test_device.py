@@ -103,6 +103,7 @@ def test_deploy_on_a_device_builds_verifies_and_times_engines(device, chain, few
     monkeypatch.setattr(builder, "build", compiled)
     monkeypatch.setattr(builder, "inspect", lambda *_: layers)
     monkeypatch.setattr(library, "installed", lambda: ["tensorrt"])
+    monkeypatch.setattr(timing, "SECONDS", (2.0, 0.05))  # of each of two dozen subjects
     timed = bench.run
     monkeypatch.setattr(bench, "run", lambda *forms, quick, **options: timed(*forms, quick=True, **options))
     report = deploy.run(chain, out=tmp_path, data=str(few), gate=0.8, batch=(1, 4))
