@@ -23,7 +23,7 @@ from pipeline.training import models
 
 SAVED = "completed work is saved; run the same command again to continue"
 # What an interrupted command leaves that it goes on from.
-LEFT = {"run": SAVED, "study": SAVED, "sweep": SAVED}
+LEFT = {"run": SAVED, "certify": SAVED, "study": SAVED, "sweep": SAVED}
 LEFT["train"] = LEFT["teach"] = "completed epochs are saved; run the same command again to continue"
 SHOWN = 5  # failures named in the error line; the report has all
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
