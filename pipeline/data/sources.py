@@ -48,7 +48,9 @@ def read(source: str, part: str, shape: Sequence[int], classes: Sequence[str]) -
         return *_npz(path, part), path.name
     if path.is_file():
         if part == "train":
-            raise UsageError(f"--data {source}: a file that is no .npz has no training images: expected {EXPECTED}")
+            raise UsageError(
+                f"--data {source}: has no training images: expected mnist, torchvision:NAME, an .npz or a folder"
+            )
         return *_idx(path), path.name
     if not path.is_dir():
         raise UsageError(f"--data {source}: neither a file nor a folder: expected {EXPECTED}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def fix_shapes(model: ModelProto) -> ModelProto:
-    """Give a Reshape to a shape that is computed a constant one, where only the batch in it is free.
+    """Replace a Reshape's computed shape by a constant, where only the batch in it is free.
 
     PyTorch exports `flatten` behind a global average so, and `view(len(x), -1)`. What the shapes are is seen from two
     batches: ONNX's inference doesn't follow all that may compute them.
@@ -30,11 +30,12 @@ def fix_shapes(model: ModelProto) -> ModelProto:
         return model
     session = run.watching(model, [node.output[0] for node in computed], model.graph.name)
     image, sizes = session.get_inputs()[0].name, load.shape(model.graph.input[0])[1:]
-    two, three = (session.run(None, {image: np.zeros([n, *sizes], np.uint8)}) for n in (2, 3))
+    with run.running(model.graph.name):
+        two, three = (session.run(None, {image: np.zeros([n, *sizes], np.uint8)}) for n in (2, 3))
     fixed: dict[str, np.ndarray] = {}
     for node, some, more in zip(computed, two, three, strict=True):
-        shape = [edge if edge == other else -1 for edge, other in zip(some.shape, more.shape, strict=True)]
-        if shape.count(-1) < 2:
+        shape = [edge if edge == other else -1 for edge, other in zip(some.shape, more.shape, strict=False)]
+        if shape.count(-1) < 2 and some.ndim == more.ndim:
             node.input[1] = new(f"{node.output[0]}_shape")
             fixed[node.input[1]] = np.array(shape)
     store(model, fixed)
@@ -43,31 +44,27 @@ def fix_shapes(model: ModelProto) -> ModelProto:
 
 def pool_globally(model: ModelProto) -> ModelProto:
     """Replace ReduceMean over an image's height and width, as PyTorch's exporter writes it, by GlobalAveragePool."""
-    from onnx import helper
+    from onnx import TensorProto, helper
 
-    tensors, constants, new = load.values(model), weights(model), namer(model)
+    images = {
+        name
+        for name, value in load.values(model).items()
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT and len(load.shape(value)) == 4
+    }
+    constants, new = weights(model), namer(model)
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        taken, name = node.input[0] if node.input else "", node.output[0]
-        rank = len(load.shape(tensors[taken])) if taken in tensors else 0
-        if node.op_type != "ReduceMean" or rank != 4 or sorted(_axes(node, constants)) != [2, 3]:
+        axes = constants.get(node.input[1]) if node.op_type == "ReduceMean" and node.input[1:] else None
+        if axes is None or node.input[0] not in images or sorted(axes % 4) != [2, 3]:
             nodes.append(node)
             continue
-        keeps = attribute(node, "keepdims", 1)
+        taken, name, keeps = node.input[0], node.output[0], attribute(node, "keepdims", 1)
         pooled = name if keeps else new(f"{name}_pooled")
         nodes.append(helper.make_node("GlobalAveragePool", [taken], [pooled]))
         if not keeps:
             nodes.append(helper.make_node("Flatten", [pooled], [name]))
     replace_nodes(model, nodes)
     return model
-
-
-def _axes(node: NodeProto, constants: Mapping[str, np.ndarray]) -> list[int]:
-    """The axes, of four, that a node reduces: an attribute up to operator set 17, then an input. Empty if unknown."""
-    given = attribute(node, "axes", [])
-    if node.input[1:]:
-        given = constants.get(node.input[1], np.zeros(0, np.int64)).tolist()
-    return [axis % 4 for axis in given]
 
 
 def split(model: ModelProto) -> ModelProto:
@@ -82,19 +79,19 @@ def split(model: ModelProto) -> ModelProto:
     sizes: dict[str, np.ndarray] = {}
     parts: dict[str, str] = {}  # by the result of the SequenceAt that picks it
     for node in model.graph.node:
-        name, plain = node.output[0], node
+        name, kept = node.output[0], node
         if node.op_type == "SplitToSequence":
-            split = _sizes(node, tensors, constants)
+            edges = _sizes(node, tensors, constants)
             picks = [each for each in model.graph.node if name in each.input]
-            if split and all(each.op_type == "SequenceAt" and each.input[1] in constants for each in picks):
-                sizes[new(f"{name}_sizes")] = np.array(split)
-                outputs = [new(f"{name}_{index}") for index in range(len(split))]
+            if edges and all(each.op_type == "SequenceAt" and each.input[1] in constants for each in picks):
+                sizes[new(f"{name}_sizes")] = np.array(edges)
+                outputs = [new(f"{name}_{index}") for index in range(len(edges))]
                 axis = attribute(node, "axis", 0)
-                plain = helper.make_node("Split", [node.input[0], new(f"{name}_sizes")], outputs, axis=axis)
+                kept = helper.make_node("Split", [node.input[0], new(f"{name}_sizes")], outputs, axis=axis)
                 parts |= {each.output[0]: outputs[int(constants[each.input[1]])] for each in picks}
         elif name in parts:
-            plain = helper.make_node("Identity", [parts[name]], [name])
-        nodes.append(plain)
+            kept = helper.make_node("Identity", [parts[name]], [name])
+        nodes.append(kept)
     store(model, sizes)
     replace_nodes(model, nodes)
     return model

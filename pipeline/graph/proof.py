@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.graph.operators import Operator
 
 FIRST, PROBE, BATCH, CHUNK = 2, 20, 50, 500  # images to see the time by, to try, at once, and between two savings
-LENIENT = 10  # how much longer all may seem to take by the first ones, which warm up on one core
+LENIENT = 10  # how much longer all may seem to take by the first two, which warm up
 Parts = dict[str, np.ndarray]  # of an execution: certified, answers and bounds so far, and the seconds they took
 
 
@@ -36,7 +36,7 @@ class Proof:
         self._about = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def parts(self, executions: list[str], minutes: float) -> dict[str, Parts]:
-        """Certify every image under each execution; fewer where none of the first can be, or all would take longer."""
+        """Certify the images under each execution; only the first where none can be, or all would take too long."""
         import torch
 
         done, before = self._resumed(), torch.get_num_threads()
@@ -66,19 +66,21 @@ class Proof:
         """How many images to certify next; says why if the others are left out."""
         if part is None:
             return FIRST
-        n, left = len(part["answers"]), len(self._images) - len(part["answers"])
-        each = part["seconds"].sum() / n
-        if left and n >= PROBE and not part["certified"].any():
-            console.say(f"{execution}: none of {n} images can be certified; the others are left out")
+        n, total = len(part["answers"]), len(self._images)
+        if n >= PROBE and not part["certified"].any():
+            if n < total:
+                console.say(f"{execution}: none of {n} images can be certified; the others are left out")
             return 0
-        if left and each * left > 60 * minutes * (LENIENT if n <= PROBE else 1):
-            console.say(
-                f"{execution}: left out after {n} images: the other {left:,} would take about {each * left / 60:,.0f} "
-                "minutes; --certify-minutes allows more"
-            )
-            return 0
-        fitting = int(60 * minutes / each) // BATCH * BATCH
-        return min(left, PROBE - n if n < PROBE else max(BATCH, min(CHUNK, fitting)))
+        if n < total and n <= PROBE:  # later ones don't decide: what was begun with is ended
+            alone = part["seconds"].sum() / n / 60  # minutes of an image on one core
+            whole = max(alone * total / host.cores() / (LENIENT if n < PROBE else 1), alone * min(PROBE, total))
+            if whole > minutes:
+                console.say(
+                    f"{execution}: left out after {n} images: all {total:,} would take about {whole:,.0f} minutes; "
+                    "`pipeline certify --certify-minutes` allows more"
+                )
+                return 0
+        return min(total - n, PROBE - n if n < PROBE else CHUNK)
 
     def _chunk(self, pool: ThreadPoolExecutor, execution: str, part: Parts | None, n: int) -> Parts:
         from pipeline.graph import certificate, rounding
@@ -103,7 +105,7 @@ class Proof:
             try:
                 with safe_open(self._file, "numpy") as kept:
                     arrays = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
-                    for name, values in arrays.items() if kept.metadata() == self._told(arrays) else ():
+                    for name, values in arrays.items() if kept.metadata() == self._notes(arrays) else ():
                         execution, _, array = name.partition("/")
                         done.setdefault(execution, {})[array] = values
             except SafetensorError:
@@ -115,9 +117,9 @@ class Proof:
         from safetensors.numpy import save
 
         arrays = {f"{execution}/{name}": value for execution, part in done.items() for name, value in part.items()}
-        disk.save(self._file, save(arrays, self._told(arrays)))
+        disk.save(self._file, save(arrays, self._notes(arrays)))
 
-    def _told(self, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    def _notes(self, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
         """What stands with the arrays: the digest of what is certified, and of them."""
         parts = (
             self._about,

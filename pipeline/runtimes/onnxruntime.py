@@ -7,6 +7,7 @@ is an error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -106,6 +107,7 @@ class Session(base.Session):
 load = Session
 
 
+@functools.cache  # of a provider that loads: errors are not kept
 def expect(provider: str) -> None:
     """UsageError if this ONNX Runtime has no such provider, CheckFailed if it can't load it: seen with one node."""
     from onnx import TensorProto, helper

@@ -51,7 +51,10 @@ class Stage(Module, Protocol):
 
     @staticmethod
     def expect(**options: Any) -> None:
-        """Raise UsageError for options that make no sense: asked by `run`, and by the chain before its first stage."""
+        """Raise UsageError for options that make no sense, CheckFailed for what this machine can't do with them.
+
+        It is asked by `run`, and by the chain before its first stage.
+        """
 
     @staticmethod
     def options(*given: Any, **options: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import console
 from pipeline.errors import PipelineError, UsageError
 from pipeline.graph import load
-from pipeline.graph.proof import Parts, Proof
+from pipeline.graph.proof import PROBE, Parts, Proof
 from pipeline.records import code, manifest
 from pipeline.records.manifest import Artifact
 from pipeline.records.reports import Certificate, Certified, LabelledImages
@@ -32,23 +32,23 @@ def run(
     out: Out,
     data: Data = None,
     executions: Annotated[str, f"What the device may do, of {', '.join(EXECUTIONS)}; see docs/guarantees.md."] = "A1,A",
-    certify_minutes: Annotated[float, "Minutes that an execution may take, judged by the first images."] = 30,
+    certify_minutes: Annotated[float, "Minutes that each execution may take for all images, judged by the first."] = 30,
 ) -> Artifact:
     """Bound, for each test image, how far every two logits can move under all executions that a model allows.
 
     An answer is certified if its lead over every other class is more than that. The result is a lower bound of the test
     accuracy on any device that computes as the model says, whatever the order of its sums. A graph with operators that
     are not covered gets a certificate that names them, and no proof; that is no failure. An execution under which none
-    of the first images can be certified, or which would take longer than --certify-minutes, is left out after those.
+    of the first 20 images can be certified is left out, and so is one that would take too long, judged by the same.
 
     Can be interrupted: the next run goes on. A file whose certificate is on record is not certified again.
     """
     expect(executions=executions, certify_minutes=certify_minutes)
     split, model = images(half, data), load.load(half)
-    options = recorded(split, executions=executions, certify_minutes=certify_minutes)
+    options = recorded(split, executions=executions)
     for folder in dict.fromkeys((out, half.path.parent) if half.path else (out,)):
         made = _made(folder, half)
-        if made and (made.options, made.versions) == (options, _versions()):
+        if made and (made.options, made.versions) == (options, _versions()) and not _cut(made):
             return made
     from pipeline.graph import operators
 
@@ -58,7 +58,7 @@ def run(
     if unknown:
         console.say(f"not certified: {', '.join(unknown)}")
     else:
-        about = [half.sha256, recorded(split, executions=executions), code.digest(__name__), _versions()]
+        about = [half.sha256, options, code.digest(__name__), _versions()]
         proof = Proof(operators.read(model), split.images, _partial(path), about)
         parts = proof.parts(executions.split(","), certify_minutes)
     artifact = manifest.write(
@@ -76,7 +76,8 @@ def run(
         versions=_versions(),
         code=code.digest(__name__),
     )
-    _partial(path).unlink(missing_ok=True)
+    if not _cut(artifact):  # else more minutes go on from there
+        _partial(path).unlink(missing_ok=True)
     return artifact
 
 
@@ -89,9 +90,9 @@ def expect(*, executions: str, certify_minutes: float, **_: Any) -> None:
         raise UsageError(f"--certify-minutes {certify_minutes:g}: expected more than 0")
 
 
-def options(half: Artifact, *, data: str | None, executions: str, certify_minutes: float, **_: Any) -> dict[str, Any]:
-    """Return what a certificate depends on besides the file."""
-    return recorded(images(half, data), executions=executions, certify_minutes=certify_minutes)
+def options(half: Artifact, *, data: str | None, executions: str, **_: Any) -> dict[str, Any]:
+    """Return what a certificate depends on besides the file; of one that time cut short, see `_cut`."""
+    return recorded(images(half, data), executions=executions)
 
 
 def absent(**_: Any) -> str | None:
@@ -105,10 +106,16 @@ def proven(forms: Iterable[Artifact], digests: Mapping[str, str]) -> list[Artifa
     return [made for made in beside if made and made.facts.data.digests == digests]
 
 
-def told(certificate: Artifact) -> list[Certified]:
-    """What a certificate proves of a whole test set, not of the first images alone."""
+def of_all_images(certificate: Artifact) -> list[Certified]:
+    """What a certificate proves of the whole test set, without executions that were left out after the first images."""
     whole = certificate.facts.data.images
     return [row for row in certificate.facts.rows if row.certified and row.images == whole]
+
+
+def _cut(certificate: Artifact) -> bool:
+    """Tell whether an execution was left out for the time that it would take, not for want of proofs."""
+    whole = certificate.facts.data.images
+    return any(row.images < whole and (row.certified or row.images < PROBE) for row in certificate.facts.rows)
 
 
 def _made(folder: Path, half: Artifact) -> Artifact | None:
@@ -154,7 +161,9 @@ def show(certificate: Artifact) -> None:
         return
     rows = []
     for row in facts.rows:
-        cells = [row.execution, f"{row.certified:,} of {row.images:,}", f"{row.right:,}", f"{row.at_least:.2%}"]
+        left = facts.data.images - row.images
+        certified = f"{row.certified:,} of {row.images:,}" + f", {left:,} left out" * (left > 0)
+        cells = [row.execution, certified, f"{row.right:,}", f"{row.at_least:.2%}"]
         rows.append([*cells, f"{row.at_most:.2%}", f"{row.median:.2f}", f"{row.p99:.2f}"])
     headers = "execution", "certified", "and right", "accuracy at least", "at most", "bound, median", "99 %"
     title = f"{facts.data.name}, {facts.data.images:,} images: answers that can't change"

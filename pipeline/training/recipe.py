@@ -25,7 +25,7 @@ LIMITS = {  # least and most; for every other number, 0 and no limit
     "temperature": (0.1, 100),
     **dict.fromkeys(SHARES, (0, 1)),
 }
-SCHEDULES = {"step": ("step_size", "gamma"), "linear": ("warmup",)}  # and the numbers that only it has a use for
+SCHEDULES = {"step": ("step_size", "gamma"), "linear": ("warmup",)}  # and the numbers that only it uses
 WITHOUT_EFFECT = {"out", "data", "resume", "labels"}  # options of `train` that are no numbers of a recipe
 
 
@@ -62,11 +62,11 @@ def options(
             raise UsageError(f"--{name.replace('_', '-')}: expected {expected}, received {value}")
     if checked["schedule"] not in SCHEDULES:
         raise UsageError(f"--schedule: expected {' or '.join(SCHEDULES)}, received {checked['schedule']}")
-    unused = {name: schedule for schedule, names in SCHEDULES.items() for name in names}
-    for name in given:
-        if (schedule := unused.get(name, checked["schedule"])) != checked["schedule"]:
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option}: has no effect with --schedule {checked['schedule']}, only with {schedule}")
+    for schedule, names in SCHEDULES.items():
+        changed = [name for name in names if given.get(name, chosen[name]) != chosen[name]]
+        if changed and schedule != checked["schedule"]:
+            option, used = changed[0].replace("_", "-"), checked["schedule"]
+            raise UsageError(f"--{option}: has no effect with a {used} schedule, only with a {schedule} one")
     return {"model": model, **_arithmetic(device, precision), **checked}
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline.errors import CheckFailed
-from pipeline.graph import calibration, edit, float16, load, operators, passes, quantization, run
+from pipeline.graph import calibration, edit, float16, load, operators, passes, plain, quantization, run
 from pipeline.records.forms import ModelCard
 from pipeline.runtimes import onnxruntime
 from pipeline.stages import export, half
@@ -124,7 +124,7 @@ def test_only_a_padded_first_convolution_leaves_one_sub_of_raw_pixels(padding, b
 
 
 class Head(nn.Module):
-    """A convolution and what is left to `pool` and `flatten` it to `[n, 6]`."""
+    """A convolution of 6 channels, `end`, which makes `[n, 6]` of its output, and a linear layer."""
 
     def __init__(self, end) -> None:
         super().__init__()
@@ -163,6 +163,32 @@ def test_a_mean_over_anything_else_stays_one(axes):
     folded, _ = passes.fold(copy.deepcopy(model))
     assert load.operators(folded)["ReduceMean"] == 1
     assert run.difference(by_pytorch(network, images), run.outputs(folded, images, "net")) < 1e-5
+
+
+def test_a_mean_of_integers_stays_one():
+    """GlobalAveragePool is of floating-point numbers."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        net (uint8[batch,3,4,4] images) => (float[batch,3] logits) <int64[2] axes = {2, 3}> {
+            whole = Cast<to = 6>(images)
+            mean = ReduceMean<keepdims = 0>(whole, axes)
+            logits = Cast<to = 1>(mean)
+        }""")
+    before = run.outputs(model, pixels((3, 4, 4)), "net")
+    same = plain.pool_globally(copy.deepcopy(model))
+    assert load.operators(same)["ReduceMean"] == 1 and (run.outputs(same, pixels((3, 4, 4)), "net") == before).all()
+
+
+def test_a_shape_that_no_batch_fits_is_one_line():
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        net (uint8[batch,3,4,4] images) => (uint8[batch,n] logits) <int64[1] seven = {7}> {
+            size = Shape<end = 1>(images)
+            shape = Concat<axis = 0>(size, seven)
+            logits = Reshape(images, shape)
+        }""")
+    with pytest.raises(CheckFailed, match="ONNX Runtime can't run it"):
+        plain.fix_shapes(model)
 
 
 def test_a_channel_that_is_multiplied_by_zero_before_padding_stays_so():

@@ -140,10 +140,43 @@ def test_executions_that_are_not_known_are_refused(chain, tmp_path, executions):
 def test_one_that_takes_too_long_is_left_out_after_the_first_images(half, some, tmp_path, capsys):
     (row,) = certify.run(half, out=tmp_path, data=some, executions="A1", certify_minutes=1e-9).facts.rows
     assert (row.images, row.at_least) == (proof.FIRST, row.right / 60)
-    assert "A1: left out after 2 images: the other 58 would take" in capsys.readouterr().err
+    assert "A1: left out after 2 images: all 60 would take about" in capsys.readouterr().err
     assert verify.run(half, data=some, gate=0).facts.certified == []
-    made = certify.run(half, out=tmp_path, data=some, executions="A1")  # the other isn't taken for done
+    shown = command("show", tmp_path / "mnist_cnn.certificate.json")
+    assert "2 of 2, 58 left out" in shown.stdout
+    words = ["certify", half.path, "--data", some, "--out", tmp_path, "--executions", "A1"]
+    on = command(*words, "--certify-minutes", "inf")
+    assert on.returncode == 0 and "going on from it" in on.stderr and "60 of 60" not in shown.stdout
+    made = manifest.read(tmp_path / "mnist_cnn.certificate.json")
     assert made.facts.rows[0].images == 60 and verify.run(half, data=some, gate=0).facts.certified == made.facts.rows
+    assert command(*words, "--certify-minutes", "0.001").returncode == 0, "of a whole one, the minutes don't matter"
+    assert manifest.read(made.path).sha256 == made.sha256 and not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("images", "seconds", "cores", "minutes", "then"),
+    [
+        (10_000, [], 2, 30, 2),
+        (10_000, [1.0], 2, 30, 18),  # warming up: 42 minutes on two cores, if it were for all
+        (10_000, [8.0], 2, 30, 0),
+        (10_000, [1.0, 3.0], 2, 30, 500),  # 17 minutes on two cores
+        (10_000, [1.0, 9.0], 2, 30, 0),  # 42 minutes
+        (10_000, [1.0, 9.0], 4, 30, 500),  # 21 minutes on four
+        (70, [400.0], 64, 30, 0),  # the first twenty alone take over an hour
+        (70, [4.0, 36.0], 2, 30, 50),
+        (12, [1.0], 2, 30, 10),
+        (12, [1.0, 5.0], 2, 30, 0),  # done
+    ],
+)
+def test_whether_all_fit_into_the_time_is_judged_by_the_first(images, seconds, cores, minutes, then, monkeypatch):
+    """By images of one core, over the cores there are; later chunks, such as the third here, aren't judged."""
+    monkeypatch.setattr(proof.host, "cores", lambda: cores)
+    asked = proof.Proof([], np.zeros((images, 1)), Path("none"), {})
+    n = [0, 2, min(20, images)][len(seconds)]
+    part = {"answers": np.zeros(n), "certified": np.ones(n, bool), "seconds": np.array(seconds)}
+    assert asked._next("A1", part if n else None, minutes) == then
+    begun = {"answers": np.zeros(520), "certified": np.ones(520, bool), "seconds": np.array([1e9])}
+    assert images < 1000 or asked._next("A1", begun, minutes) == 500
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
