@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KIND, FILE = "certificate", "{model}.certificate.json"
 NEEDS = ("torch", "safetensors")
+NO_BOUND = 1e300  # on record, which has finite numbers only
 EXECUTIONS = ("A1", "A", "A1-float16-averages")  # those of docs/guarantees.md
 
 
@@ -139,6 +140,7 @@ def _row(half: Artifact, split: ImageSet, execution: str, part: Parts) -> Certif
     tried = len(part["answers"])
     right = int((part["certified"] & (part["answers"] == split.labels[:tried])).sum())
     wrong = int(part["certified"].sum()) - right
+    bounds = np.nan_to_num(part["bounds"], nan=NO_BOUND, posinf=NO_BOUND)
     return Certified(
         form=half.name,
         sha256=half.sha256,
@@ -148,8 +150,8 @@ def _row(half: Artifact, split: ImageSet, execution: str, part: Parts) -> Certif
         right=right,
         at_least=right / len(split),
         at_most=1 - wrong / len(split),
-        median=float(np.median(part["bounds"])),
-        p99=float(np.quantile(part["bounds"], 0.99)),
+        median=float(np.median(bounds)),
+        p99=float(np.quantile(bounds, 0.99)),
     )
 
 
@@ -164,7 +166,8 @@ def show(certificate: Artifact) -> None:
         left = facts.data.images - row.images
         certified = f"{row.certified:,} of {row.images:,}" + f", {left:,} left out" * (left > 0)
         cells = [row.execution, certified, f"{row.right:,}", f"{row.at_least:.2%}"]
-        rows.append([*cells, f"{row.at_most:.2%}", f"{row.median:.2f}", f"{row.p99:.2f}"])
+        bounds = [f"{bound:.2f}" if bound < 1e6 else f"{bound:.0e}" for bound in (row.median, row.p99)]
+        rows.append([*cells, f"{row.at_most:.2%}", *bounds])
     headers = "execution", "certified", "and right", "accuracy at least", "at most", "bound, median", "99 %"
     title = f"{facts.data.name}, {facts.data.images:,} images: answers that can't change"
     console.table(headers, rows, title=title, spare=("at most", "99 %"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,20 @@ def test_one_that_certifies_nothing_ends_after_a_few_images(half, some, tmp_path
     assert (row.images, row.certified, row.at_least, row.at_most) == (20, 0, 0, 1)
     assert "none of 20 images" in capsys.readouterr().err
     assert verify.run(half, data=some, gate=0).facts.certified == [], "of 20 images and nothing, nothing is told"
+
+
+def test_bounds_that_are_no_numbers_are_none(half, some, tmp_path, monkeypatch):
+    """As of a deep network, whose radii grow beyond any number."""
+    real = certificate.certify
+
+    def beyond(*given, **options):
+        found = real(*given, **options)
+        return replace(found, certified=found.certified & False, bounds=found.bounds * np.inf)
+
+    monkeypatch.setattr(certificate, "certify", beyond)
+    result = command("certify", half.path, "--data", some, "--out", tmp_path, "--executions", "A1")
+    assert result.returncode == 0, result.stderr
+    assert "0 of 20, 40 left out" in result.stdout and result.stdout.count("1e+300") == 2
 
 
 def test_operators_that_are_not_covered_are_named_and_no_failure(half, some, tmp_path):
