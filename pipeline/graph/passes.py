@@ -55,12 +55,11 @@ def fold(model: ModelProto) -> tuple[ModelProto, int]:
     for node in model.graph.node:
         while node.input[-1:] == [""]:  # an optional input that is left out; the optimiser takes it for a tensor
             node.input.pop()
-    plain.fix_shapes(model)  # first: the optimiser removes what computed them
     try:
         optimised = onnxscript.optimizer.optimize(model)
     except Exception as error:  # the library's own exceptions share no narrower public base
         raise CheckFailed(f"{model.graph.name}: onnxscript can't optimise it: {reason(error)}") from error
-    model = plain.pool_globally(plain.split(optimised))
+    model = plain.pool_globally(plain.fix_shapes(plain.split(optimised)))
     left = batch_norms(model)
     return strip(fold_normalisation(expand_batch_norms(model))), left
 

@@ -24,6 +24,8 @@ def fix_shapes(model: ModelProto) -> ModelProto:
     PyTorch exports `flatten` behind a global average so, and `view(len(x), -1)`. What the shapes are is seen from two
     batches: ONNX's inference doesn't follow all that may compute them.
     """
+    import onnxscript.optimizer
+
     constants, new = weights(model), namer(model)
     computed = [each for each in model.graph.node if each.op_type == "Reshape" and each.input[1] not in constants]
     if not computed:
@@ -39,6 +41,7 @@ def fix_shapes(model: ModelProto) -> ModelProto:
             node.input[1] = new(f"{node.output[0]}_shape")
             fixed[node.input[1]] = np.array(shape)
     store(model, fixed)
+    onnxscript.optimizer.remove_unused_nodes(model)  # what computed the shapes
     return model
 
 
