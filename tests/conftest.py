@@ -19,6 +19,8 @@ from pipeline.errors import UsageError
 from pipeline.machine import host
 from pipeline.measure import timing
 from pipeline.records import manifest
+from pipeline.records.manifest import Artifact
+from pipeline.release.report import measures
 from pipeline.runtimes import onnxruntime
 from pipeline.tensorrt import bindings as library
 from pipeline.tensorrt import cuda
@@ -44,6 +46,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _as_tests_need_it() -> None:
     """Image sets are looked for in the checkout's data/, in whatever folder; one core a worker; short measurements."""
     sources.ROOT = DATA
+    ran, known = measures.answers, {}
+
+    def answers(forms: list[Artifact], split: ImageSet) -> measures.Answers:
+        """As `ship` runs files over a test set, 10,000 images each time: the same bytes once a worker."""
+        about = (*((form.name, form.sha256) for form in forms), *split.digests.values())
+        if about not in known:
+            known[about] = ran(forms, split)
+        return dict(known[about])
+
+    measures.answers = answers
     host.cores = lambda: 1  # threads that wait for each other beside the other worker's take many times as long
     timing.SECONDS = (2.0, 0.2)
     timing.WARM_UP, timing.SOAK, timing.POWER = (0.02, 0.2), (0.05, 0.5), (0.02, 0.2)

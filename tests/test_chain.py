@@ -66,7 +66,7 @@ def test_only_what_an_option_touches_is_done_again_and_what_failed_is_not_skippe
     assert states(folder)["verify"] == "stale" and set(states(folder).values()) == {"fresh", "stale"}
     assert "failed: " in command("status", folder).stdout
     assert made(run(folder, few, "--gate", "0.9999")) == ["verify"], "what failed is not fresh"
-    assert made(run(folder, few, "--opset", "19", "--executions", "A1")) == [
+    assert made(run(folder, few, "--opset", "19")) == [
         "export",
         "fold",
         "half",

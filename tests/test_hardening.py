@@ -15,7 +15,7 @@ import pytest
 from tests.hardening import Place, Row, endurance, fuzz, tamper, targets
 from tests.support import ROOT, surroundings
 
-QUICK = ("idx", "record", "onnx", "archive", "picture", "options")
+QUICK = ("idx", "record", "onnx", "archive", "picture")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def test_every_kind_that_is_fuzzed_has_a_share():
     assert targets.SHARES.keys() == targets.ACTS.keys()
 
 
+@pytest.mark.exhaustive
 def test_the_long_run_tells_a_leak_from_what_is_cached_once():
     kept, rounds, handles = [], itertools.count(), []
 

@@ -83,6 +83,7 @@ def test_a_remark_fails_a_strict_run_only(tmp_path):
     assert strict.returncode == 1 and "empty.png: no digit found" in strict.stderr
 
 
+@pytest.mark.exhaustive
 def test_drawn_sheets_are_read_right_or_remarked():
     """The first 24 of `python -m tests.pictures`."""
     judged = pictures.measure("test", 0, 24)

@@ -7,6 +7,8 @@ from scipy import ndimage
 from pipeline.data import digits as preparation
 from pipeline.runtimes.classifier import load
 
+LONG = pytest.mark.exhaustive
+
 
 def prepare(image: np.ndarray) -> np.ndarray:
     return preparation.find(image, one=True)[0].pixels
@@ -33,10 +35,10 @@ def test_mnists_own_images_stay_as_they_are(digits):
 @pytest.mark.parametrize(
     ("shown", "loss"),
     [
-        (lambda image: np.pad(enlarged(image, 7), [(60, 20), (10, 90)]), 0.005),
+        pytest.param(lambda image: np.pad(enlarged(image, 7), [(60, 20), (10, 90)]), 0.005, marks=LONG),
         (lambda image: np.pad(255 - enlarged(image, 3), 9, constant_values=255), 0.005),
-        (lambda image: np.pad(image, [(300, 10), (5, 400)]), 0.005),
-        (lambda image: noisy(paper(image) * 0.6 + 60, 6), 0.02),
+        pytest.param(lambda image: np.pad(image, [(300, 10), (5, 400)]), 0.005, marks=LONG),
+        pytest.param(lambda image: noisy(paper(image) * 0.6 + 60, 6), 0.02, marks=LONG),
         (lambda image: (paper(image) * np.linspace(0.45, 1, 200)).astype(np.uint8), 0.02),
     ],
     ids=["light on dark", "dark on light", "small on a large sheet", "grey and noisy", "lit from a side"],

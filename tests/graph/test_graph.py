@@ -217,6 +217,7 @@ def networks(draw) -> tuple[nn.Sequential, tuple[int, int, int]]:
     return settled(nn.Sequential(*layers)), (channels, 28, 28)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=8, deadline=None)
 @given(networks())
 def test_random_networks_fold_to_the_same_function(drawn):

@@ -13,7 +13,7 @@ from pipeline.data.imagesets import ImageSet
 from tests import support
 
 # How `pipeline run` makes the chain that is worked on: real MNIST, two epochs, a minute.
-SMALL = (*support.SMALL, "--limit", "6000", "--executions", "A1")
+SMALL = (*support.SMALL, "--limit", "6000")
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _names(server: sshd.Server, scratch: Path) -> tuple[list[str], ...]:
 
 def _start(folder: Path) -> subprocess.Popen:
     data = str(folder.parent / "few.npz")
-    return started("run", "--data", data, "--out", folder, *SMALL, "--executions", "A1", **QUIET)
+    return started("run", "--data", data, "--out", folder, *SMALL, **QUIET)
 
 
 def _finish(running: subprocess.Popen) -> str | None:

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data"
 DIGITS = tuple("0123456789")
 SMALL = ["--epochs", "2", "--batch-size", "32", "--gate", "0.8", "--quick", "--batch", "1", "--train-threads", "1"]
+SMALL += ["--executions", "A1"]
 FEW = 3000, 500  # training and test images of the small set
 
 
