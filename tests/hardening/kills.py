@@ -29,7 +29,7 @@ MEASURED = ("latency.json", "mnist_cnn.engine", manifest.FILE)  # the last has t
 
 
 def run(place: Place, scale: float) -> list[Row]:
-    """Two runs at once in one folder, `scale` kills of a run on each core in turn, a tenth as many of a deployment."""
+    """Two runs at once in one folder, `scale` kills of a run over all cores, a tenth as many of a deployment."""
     row = Row("crash safety", "`pipeline run` killed with -9, run again")
     both = Row("crash safety", "two `pipeline run`s at once in one folder")
     chance = random.Random(int(scale * 1000))

@@ -167,7 +167,7 @@ def test_one_that_takes_too_long_is_left_out_after_the_first_images(half, some, 
     assert "2 of 2, 58 left out" in shown.stdout
     words = ["certify", half.path, "--data", some, "--out", tmp_path, "--executions", "A1"]
     on = command(*words, "--certify-minutes", "inf")
-    assert on.returncode == 0 and "going on from it" in on.stderr and "60 of 60" not in shown.stdout
+    assert on.returncode == 0 and "going on from it" in on.stderr and "left out" not in on.stdout
     made = manifest.read(tmp_path / "mnist_cnn.certificate.json")
     assert made.facts.rows[0].images == 60 and verify.run(half, data=some, gate=0).facts.certified == made.facts.rows
     assert command(*words, "--certify-minutes", "0.001").returncode == 0, "of a whole one, the minutes don't matter"
