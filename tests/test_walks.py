@@ -29,11 +29,13 @@ class Residual(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
                                    nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8))
-        self.head = nn.Sequential(nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+        self.pool = nn.Sequential(nn.Hardswish(), nn.AdaptiveAvgPool2d(2))
+        self.head = nn.Linear(32, 3)
 
     def forward(self, images):
         x = self.stem(images)
-        return self.head(x + self.block(x))
+        x = self.pool(x + self.block(x))
+        return self.head(x.view(x.size(0), -1))  # which PyTorch can't do with channels last in memory
 
 MODEL = Model(title="Colours", data="{data}", input=(3, 64, 64), classes=("red", "green", "blue"),
               mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), gate={gate}, network={network},

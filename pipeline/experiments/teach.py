@@ -118,7 +118,8 @@ def _answers(checkpoint: Artifact, images: np.ndarray, views: int) -> np.ndarray
 
     how = Trainer.of(checkpoint.options)
     torch.set_num_threads(how.threads)
-    network, vary = pytorch.network(checkpoint).to(memory_format=torch.channels_last), how.model.augment or augment
+    network = models.fast(pytorch.network(checkpoint), how.model.input)
+    vary = how.model.augment or augment
     strength = trainer.augmentation(how.recipe, how.recipe.epochs - 1)
     generator = torch.Generator().manual_seed(how.seed << 16)
 
@@ -128,8 +129,7 @@ def _answers(checkpoint: Artifact, images: np.ndarray, views: int) -> np.ndarray
             pixels = part.float() / 255
             if view and strength > 0:
                 pixels = vary(pixels, generator, how.recipe, strength)
-            pixels = trainer.normalised(pixels, how.model)
-            logits.append(network(pixels.contiguous(memory_format=torch.channels_last)))
+            logits.append(network(trainer.normalised(pixels, how.model)))
         return torch.stack(logits).mean(0).flatten(1)
 
     parts = torch.from_numpy(images).split(graphs.batch_size(images))

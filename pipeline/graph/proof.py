@@ -72,11 +72,13 @@ class Proof:
                 console.say(f"{execution}: none of {n} images can be certified; the others are left out")
             return 0
         if n < total and n <= PROBE:  # later ones don't decide: what was begun with is ended
-            alone = part["seconds"].sum() / n / 60  # minutes of an image on one core
+            newest = n if n <= FIRST else n - FIRST  # without the first, which warm up
+            alone = part["seconds"][-1] / newest / 60  # minutes of an image on one core
             whole = max(alone * total / host.cores() / (LENIENT if n < PROBE else 1), alone * min(PROBE, total))
             if whole > minutes:
+                about = f"{whole:,.0f} minutes" if whole >= 2 else f"{60 * whole:.0f} seconds"
                 console.say(
-                    f"{execution}: left out after {n} images: all {total:,} would take about {whole:,.0f} minutes; "
+                    f"{execution}: left out after {n} images: all {total:,} would take about {about}; "
                     "`pipeline certify --certify-minutes` allows more"
                 )
                 return 0

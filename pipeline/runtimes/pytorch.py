@@ -10,6 +10,7 @@ from pipeline.errors import CheckFailed, reason
 from pipeline.records import manifest
 from pipeline.records.manifest import Artifact
 from pipeline.runtimes import session as base
+from pipeline.training import models
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +28,6 @@ def network(artifact: Artifact) -> torch.nn.Module:
     """
     import safetensors.torch
 
-    from pipeline.training import models
-
     name = artifact.facts.model.name
     layers = models.get(name).build()
     try:
@@ -41,7 +40,7 @@ def network(artifact: Artifact) -> torch.nn.Module:
 
 
 class Session(base.Session):
-    """A checkpoint's network on the CPU. Eager, channels-last: what one gets from PyTorch with no further work."""
+    """A checkpoint's network on the CPU. Eager, channels last where it runs so: what one gets from PyTorch with no further work."""
 
     arithmetic = "float32"
 
@@ -54,7 +53,7 @@ class Session(base.Session):
         self._mean, self._std = (
             torch.tensor(each, dtype=torch.float32).view(-1, 1, 1) for each in (card.mean, card.std)
         )
-        self._network = network(artifact).to(memory_format=torch.channels_last)
+        self._network = models.fast(network(artifact), card.input)
 
     def __exit__(self, *_: object) -> None:
         self._torch.set_num_threads(self._before)

@@ -165,9 +165,9 @@ def show(certificate: Artifact) -> None:
     for row in facts.rows:
         left = facts.data.images - row.images
         certified = f"{row.certified:,} of {row.images:,}" + f", {left:,} left out" * (left > 0)
-        cells = [row.execution, certified, f"{row.right:,}", f"{row.at_least:.2%}"]
+        shares = ["–" if left else f"{share:.2%}" for share in (row.at_least, row.at_most)]
         bounds = [f"{bound:.2f}" if bound < 1e6 else f"{bound:.0e}" for bound in (row.median, row.p99)]
-        rows.append([*cells, f"{row.at_most:.2%}", *bounds])
+        rows.append([row.execution, certified, f"{row.right:,}", *shares, *bounds])
     headers = "execution", "certified", "and right", "accuracy at least", "at most", "bound, median", "99 %"
     title = f"{facts.data.name}, {facts.data.images:,} images: answers that can't change"
     console.table(headers, rows, title=title, spare=("at most", "99 %"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -95,8 +95,7 @@ def _forward(network: torch.nn.Module, card: ModelCard, path: str) -> None:
     import torch
 
     try:
-        with torch.inference_mode():
-            output: Any = network(torch.zeros(2, *card.input))
+        output = models.output(network, card.input)
     except Exception as error:
         raise CheckFailed(f"{path}: a batch [2, {', '.join(map(str, card.input))}] fails: {reason(error)}") from error
     expected = f"expected logits [2, {len(card.classes)}], one for each class"

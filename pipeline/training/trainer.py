@@ -74,7 +74,12 @@ class Trainer:
         network = self.model.build(self.recipe.dropout).to(self.device)
         kind = getattr(torch, self.precision)
         how = network, kind, self.recipe.momentum, Loss(self.recipe)
-        step = onednn.Step(*how) if self.device == "cpu" and onednn.usable(network, kind) else _Step(*how)
+        step: Any
+        if self.device == "cpu" and onednn.usable(network, kind):
+            step = onednn.Step(*how)
+        else:
+            models.fast(network, self.model.input)
+            step = _Step(*how)
         if begun:
             for name, tensor in state(network, step.momentum).items():
                 tensor.copy_(begun[name])
@@ -139,8 +144,7 @@ class Trainer:
         import torch.nn.functional as F
 
         def ready(images: torch.Tensor) -> torch.Tensor:
-            pixels = normalised(images.to(self.device).float() / 255, self.model)
-            return pixels.contiguous(memory_format=torch.channels_last)
+            return normalised(images.to(self.device).float() / 255, self.model)
 
         _deterministic()
         network.eval()
@@ -156,7 +160,7 @@ class _Step:
     def __init__(self, network: torch.nn.Module, kind: torch.dtype, momentum: float, loss: Loss) -> None:
         import torch
 
-        self._network, self._kind, self._loss = network.to(memory_format=torch.channels_last), kind, loss
+        self._network, self._kind, self._loss = network, kind, loss
         self._optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=momentum)
         self.momentum = [torch.zeros_like(parameter) for parameter in network.parameters()]
         for parameter, buffer in zip(network.parameters(), self.momentum, strict=True):
@@ -169,7 +173,7 @@ class _Step:
 
         self._optimizer.param_groups[0]["lr"] = lr
         with torch.autocast(images.device.type, self._kind, enabled=self._kind is not torch.float32):
-            logits = self._network(images.contiguous(memory_format=torch.channels_last)).flatten(1).float()
+            logits = self._network(images).flatten(1).float()
         loss, gradient = self._loss(logits.detach(), labels, teacher)
         self._optimizer.zero_grad()
         logits.backward(gradient)
