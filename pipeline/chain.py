@@ -41,8 +41,6 @@ def inputs(stage: ModuleType) -> list[str]:
 
 def status(folder: Path, model: str | None = None) -> list[Link]:
     """Each link of a model's chain in a folder, in order; by default of the one model that the folder has."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
     model = model or _model(folder)
     links = [Link("adopt", folder / adopted.name, FRESH, "", adopted)] if (adopted := _adopted(folder, model)) else []
     for name in _stages(adopted):
@@ -162,6 +160,7 @@ def run(
     from pipeline.stages import check
 
     disk.check_writable(out)
+    manifest.remark_altered(out)
     if needed := [name for name in without if name not in optional()]:
         raise UsageError(f"--without {needed[0]}: expected one of {', '.join(optional())}")
     for stage in map(stages.get, stages.names()):
@@ -237,8 +236,7 @@ def forms(folder: Path) -> list[Artifact]:
     for stage in all_stages:  # so that a form without its record is refused, not passed over
         if stage.KIND in runtimes.kinds():
             wanted |= set(folder.glob(stage.FILE.format(model="*")))
-    there = [manifest.read(path) for path in sorted(wanted)]
-    found = [form for form in there if form.kind in runtimes.kinds()]
+    found = [form for form in map(manifest.read, sorted(wanted)) if form.kind in runtimes.kinds()]
     return sorted(found, key=lambda form: order.index(form.kind) if form.kind in order else len(order))
 
 

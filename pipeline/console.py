@@ -28,6 +28,16 @@ def json(value: Any) -> None:
     result(dumps(value, indent=1, ensure_ascii=False))
 
 
+def size(n: int) -> str:
+    """A number of bytes in kilobytes or, from a thousand of them, megabytes."""
+    return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.1f} KB"
+
+
+def count(n: int, unit: str) -> str:
+    """A number of something in words: "1 core", "2 cores"."""
+    return f"{n:,} {unit}" + "s" * (n != 1)
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, title: str, spare: Sequence[str] = ()) -> None:
     """A table on stdout, into a file as wide as it needs to be; a narrow terminal goes without `spare` columns."""
     from rich import box

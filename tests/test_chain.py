@@ -180,6 +180,13 @@ def test_an_altered_manifest_is_noticed_and_made_again(folder, few):
     assert set(states(folder).values()) == {"fresh"}
 
 
+def test_a_run_tells_of_a_manifest_that_cannot_be_read_before_it_makes_anything(folder):
+    (folder / manifest.FILE).write_text("[")
+    told, error = command("run", "--out", folder, "--batch", "0").stderr.splitlines()
+    assert f"{folder / manifest.FILE}: altered" in told and "to restore it, stop here" in told
+    assert "--batch" in error and (folder / manifest.FILE).read_text() == "["
+
+
 def test_status_tells_of_what_no_stage_makes_by_itself(folder):
     form = folder / "mnist_cnn.onnx"
     manifest.write(folder / "mnist_cnn.fp32.onnx", form.read_bytes(), facts=manifest.read(form).facts)

@@ -7,6 +7,7 @@ the rest of the chain; against somebody who rewrites all of it, sign.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -55,10 +56,8 @@ def versions(*packages: str) -> dict[str, str]:
     """Versions of Python and of the installed ones among these distributions."""
     installed = {"python": platform.python_version()}
     for package in packages:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return installed
 
 
@@ -98,12 +97,10 @@ def write(
         raise UsageError(f"{path or kind}: can't be put on record: {error}") from error
     if path is not None:
         with disk.held(path.parent):
-            records, intact = _load(path.parent)
-            if not intact:
-                console.say(f"{path.parent / FILE}: altered; records that can't be read are dropped")
-            before = records.pop(path.name, None)
+            remark_altered(path.parent)
+            records, _ = _load(path.parent)
             # Between the first two, a kill leaves the file without a record: not trusted, and not called altered.
-            without = [(path.parent / FILE, _serialised(records))] if before else []
+            without = [(path.parent / FILE, _serialised(records))] if records.pop(path.name, None) else []
             records[path.name] = {**record, "record_sha256": _own(path.name, record)}
             disk.save_all(*without, (path, content), (path.parent / FILE, _serialised(records)))
     return artifact
@@ -151,6 +148,12 @@ def names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; `pipeline run --out {folder}` makes it")
     return sorted(name for name in _load(folder)[0] if kinds.is_file_name(name))
+
+
+def remark_altered(folder: Path) -> None:
+    """Say on stderr if a folder's manifest was altered, so that what can't be read in it is about to be lost."""
+    if not _load(folder)[1]:
+        console.say(f"{folder / FILE}: altered; records that can't be read are dropped: to restore it, stop here")
 
 
 def recorded(folder: Path) -> list[Path]:

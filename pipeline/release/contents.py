@@ -140,7 +140,7 @@ def _chain_breaks(line: list[Artifact]) -> Iterator[str]:
         if not root.parents or not (root.kind == train.KIND or adopted):
             yield f"{root.name}: expected the record of what it was made from, {', '.join(root.parents) or 'unnamed'}"
         elif root.facts.model.data == "mnist" and not adopted and _pixels(root) != published:
-            yield f"{root.name}: trained on {root.parents}: expected the published MNIST files"
+            yield f"{root.name}: not trained on all of MNIST, as with --limit: expected the published files"
 
 
 def _pixels(root: Artifact) -> set[str]:

@@ -40,7 +40,7 @@ def network(artifact: Artifact) -> torch.nn.Module:
 
 
 class Session(base.Session):
-    """A checkpoint's network on the CPU. Eager, channels last where it runs so: what one gets from PyTorch with no further work."""
+    """A checkpoint's network on the CPU. Eager, channels last if it runs so: what one gets from PyTorch as it is."""
 
     arithmetic = "float32"
 

@@ -163,7 +163,9 @@ def _card(file: Path, **values: object) -> ModelCard:
         if field:
             what = re.sub("`(int|float)`", "a number", what)
             place = f"{file}: input" if field == "input" else f"--{field}"
-            what = f"{place}: {what}" + f", received {values[field]!r}"[:100]
+            value = values[field]
+            value = ",".join(map(str, value)) if field in ("mean", "std") and isinstance(value, list) else repr(value)
+            what = f"{place}: {what}, received {value[:80]}"
         raise UsageError(what) from error
 
 

@@ -194,7 +194,8 @@ def show(latency: Artifact) -> None:
         rows.append([row.form, _runtime(row), str(row.batch), *times, *counts, gpu, cell(row.millijoules_per_image)])
     headers, *rows = measured(headers, rows, *estimated, "GPU p50", "mJ/image")
     about = facts.machine
-    title = f"{about.processor}, {about.cores} cores; {facts.threads} thread(s) a request; microseconds"
+    title = f"{about.processor}, {console.count(about.cores, 'core')}; "
+    title += f"{console.count(facts.threads, 'thread')} a request; microseconds"
     console.table(headers, rows, title=title, spare=("spread", "requests", "p99.9", "images/s"))
     for percent in timing.ESTIMATED:
         estimates = [each for row in facts.rows for each in row.estimates if each.percent == percent]

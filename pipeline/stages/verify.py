@@ -228,7 +228,7 @@ def show(verification: Artifact) -> None:
     """The verification as a table for people."""
     facts, rows = verification.facts, []
     for row in facts.rows:
-        cells = [row.form, f"{row.runtime}: {row.arithmetic}", f"{row.bytes / 1000:.1f} KB", f"{row.accuracy:.2%}"]
+        cells = [row.form, f"{row.runtime}: {row.arithmetic}", console.size(row.bytes), f"{row.accuracy:.2%}"]
         cells += [f"{row.interval[0]:.2%} – {row.interval[1]:.2%}", str(row.differ), f"{row.mcnemar_p:.3g}"]
         within = row.largest_logit_difference
         rows.append([*cells, "–" if within is None else f"{within:.2g}"])

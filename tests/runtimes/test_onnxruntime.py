@@ -15,14 +15,20 @@ from pipeline.graph import load, run
 from pipeline.records import manifest
 from tests.support import command, one_line
 
-LOG = b"""[E:onnxruntime:Default] Failed to load library providers_cuda.so with error: libcublasLt.so.13: cannot open it
+LOG = b"""[E:onnxruntime:Default] Failed to load library providers_cuda.so with error: libcublas.so: can't open it
 [W:onnxruntime:Default] Failed to create CUDAExecutionProvider. Require cuDNN 9.* and CUDA 13.*. Please install all.
 """
 
 
 @pytest.mark.parametrize(
     ("log", "reason"),
-    [(LOG, "libcublasLt.so.13: cannot open it; it needs cuDNN 9.* and CUDA 13.*"), (b"", "disabled by the user")],
+    [
+        (
+            LOG,
+            "libcublas.so: can't open it; it needs an NVIDIA GPU, cuDNN 9.* and CUDA 13.*; --provider cpu doesn't",
+        ),
+        (b"", "disabled by the user"),
+    ],
 )
 def test_why_a_provider_cannot_be_loaded_is_one_line(release, monkeypatch, capfd, log, reason):
     """ONNX Runtime writes it to the process's stderr, its Python part prints, and the exception says something else."""

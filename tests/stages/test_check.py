@@ -100,7 +100,7 @@ def test_a_class_with_a_residual_sum_passes(tmp_path):
          "PyTorch can't export it"),
         ("lambda: nn.Sequential(C(1, 8, 3), B(8, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
          "nn.Linear(8, 10))", "", "1 is a BatchNorm without running statistics"),
-        ("Net", MODULE.format(result="self.d(x.mean((2, 3)).view(len(x), -1))"), "`len(x)` in forward() fixes the batch"),
+        ("Net", MODULE.format(result="self.d(x.amax((2, 3)).view(len(x), -1))"), "`len(x)` in forward() fixes"),
         ("lambda: 3", "", "gives int: expected a torch.nn.Module"),
         ("lambda: 1 / 0", "", "network() fails: division by zero"),
         ("lambda: nn.Flatten()", "", "has no parameters"),
