@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -15,9 +16,10 @@ import pytest
 
 from pipeline import commands
 from pipeline.records import kinds, manifest
+from pipeline.training.model import Model
 from tests import reference
 from tests.support import ROOT, command, flip
-from tests.support.pages import PAGES, blocks, lines
+from tests.support.pages import PAGES, blocks, lines, section
 
 README, ACCURACY, GUARANTEES = (
     " ".join(PAGES[name].split()) for name in ("README.md", "docs/accuracy.md", "docs/guarantees.md")
@@ -82,6 +84,14 @@ def test_every_link_leads_somewhere(page):
                 re.sub(r"[^\w -]", "", line.lstrip("# ")) for line in file.read_text().splitlines() if line[:1] == "#"
             ]
             assert anchor in [heading.strip().lower().replace(" ", "-") for heading in headings], f"{page}: #{anchor}"
+
+
+def test_every_field_of_a_model_is_told():
+    told = section("docs/your-own-model.md", "A network and pictures of your own")
+    assert [name for name in Model.__dataclass_fields__ if f"`{name}`" not in told] == []
+    defaults = {name: field.default for name, field in Model.__dataclass_fields__.items()}
+    for name in ("prepare", "version", "licence", "teacher"):
+        assert f"| `{name}` | `{json.dumps(defaults[name])}` |".replace("null", "None") in told
 
 
 def test_every_room_and_file_that_the_pages_name_is_there():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import console
 from pipeline.data.imagesets import ImageSet
 from pipeline.errors import CheckFailed, reason
 from pipeline.records import manifest
@@ -74,6 +75,7 @@ def _render(template: str, contents: Contents, **values: Any) -> bytes:
         verification=verification and verification.facts,
         latency=latency and latency.facts,
         latency_rows=_latency_rows(latency) if latency else [],
+        size=console.size,
         quick=latency and latency.options.get("quick"),
         training=next((each for each in contents.ancestors if each.kind == train.KIND), None),
         **values,
