@@ -67,8 +67,8 @@ def run(
         raise UsageError(f"--ssh-config {ssh_config}: no such file: expected a configuration of ssh")
     if not on:
         extras.require("deploy", ["onnxruntime"])
-    verify.expect(gate=gate, provider="cpu")
-    bench.expect(batch=batch, threads=threads, provider="cpu")
+    verify.expect(gate=gate)
+    bench.expect(batch=batch, threads=threads)
     if out.is_dir() and "checkpoint" in {manifest.claimed_kind(out / name) for name in manifest.names(out)}:
         raise UsageError(f"--out {out}: holds a chain and its proof: expected a folder for this device alone")
     with contextlib.ExitStack() as unpacked:

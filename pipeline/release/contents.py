@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline import console
 from pipeline.data import mnist
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
-from pipeline.stages import bench, export, fold, half, quantize, train, verify
+from pipeline.stages import bench, certify, export, fold, half, quantize, train, verify
 
 REPORT = "device-report.json"  # what `deploy` writes
 FORMS = (fold.KIND, half.KIND, quantize.KIND)  # the kinds that ship: an engine is for one device and made there
@@ -70,7 +71,15 @@ def gather(folder: Path) -> Contents:
         history=artifacts.get(("history", train.HISTORY.format(model=models.pop()))),
     )
     contents.against = list(_against(contents))
+    _remark_unused(contents.verification, forms)
     return contents
+
+
+def _remark_unused(verification: Artifact | None, forms: list[Artifact]) -> None:
+    """Say on stderr if a certificate came after the verification, which ships without what it proves."""
+    for made in certify.proven(forms, verification.facts.data.digests) if verification else ():
+        if verification.options.get("certificates", {}).get(made.name) != made.sha256:
+            console.say(f"{made.name}: newer than {verify.FILE}: `pipeline verify` takes it in, and so the release")
 
 
 def boards(folders: Sequence[Path], forms: list[Artifact]) -> dict[str, Artifact]:

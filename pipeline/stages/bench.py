@@ -114,7 +114,7 @@ def run(
     )
 
 
-def expect(*, batch: tuple[int, ...], threads: int, provider: str, **_: Any) -> None:
+def expect(*, batch: tuple[int, ...], threads: int, provider: str = "cpu", **_: Any) -> None:
     """Raise UsageError for batch sizes and threads below 1; the provider has to load."""
     if min((*batch, threads)) < 1:
         raise UsageError(f"expected --batch and --threads of at least 1, received {[*batch]} and {threads}")

@@ -67,7 +67,7 @@ def run(
     )
 
 
-def expect(*, gate: float | None, provider: str, **_: Any) -> None:
+def expect(*, gate: float | None, provider: str = "cpu", **_: Any) -> None:
     """UsageError unless a gate is a share, or left to the model; the provider has to load."""
     if gate is not None and not 0 <= gate <= 1:
         raise UsageError(f"--gate: expected a share from 0 to 1 such as 0.994, received {gate:g}")

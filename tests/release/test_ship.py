@@ -241,6 +241,15 @@ def test_the_card_is_one_that_a_model_hub_reads(shipped):
     assert (shipped / NAME / "MODEL_CARD.md").read_text() == (shipped / NAME / "README.md").read_text()
 
 
+def test_a_certificate_that_the_verification_does_not_have_is_told(chain, tmp_path, capsys):
+    shutil.copytree(chain, tmp_path / "chain")
+    contents.gather(tmp_path / "chain")
+    assert "newer than" not in capsys.readouterr().err
+    rewrite(tmp_path / "chain/verification.json", options={"certificates": {}}, certified=[])
+    contents.gather(tmp_path / "chain")
+    assert "mnist_cnn.certificate.json: newer than verification.json" in capsys.readouterr().err
+
+
 def test_a_latency_of_other_sizes_or_a_quick_one_says_so(spoilt):
     artifacts = contents.gather(spoilt)
     assert "Latency of one image on" in pages.card(artifacts).decode()
