@@ -209,7 +209,9 @@ def test_the_given_network_on_fashion_mnist(few, tmp_path):
     written(tmp_path, "fashion", python if FASHION.is_dir() else smaller(python))
     walk(tmp_path, text)
     rows = manifest.read(tmp_path / "out/verification.json").facts.rows
-    assert not FASHION.is_dir() or all(row.accuracy >= 0.90 and row.differ <= 20 for row in rows)
+    if FASHION.is_dir():  # INT8 may answer otherwise, as long as it isn't worse
+        assert all(row.accuracy >= 0.90 and row.mcnemar_p >= 0.05 for row in rows)
+        assert all(row.differ <= (100 if row.kind == "int8" else 5) for row in rows)
     release = tmp_path / "release/fashion-1.0.0"
     card = (release / "MODEL_CARD.md").read_text() + (release / "report.html").read_text()
     assert "igit" not in card and "Ankle boot" in card
