@@ -160,7 +160,8 @@ def run(
     from pipeline.stages import check
 
     disk.check_writable(out)
-    manifest.remark_altered(out)
+    if not manifest.is_intact(out):
+        console.say(f"{out / manifest.FILE}: altered; what can't be read will be dropped: stop now to restore it")
     if needed := [name for name in without if name not in optional()]:
         raise UsageError(f"--without {needed[0]}: expected one of {', '.join(optional())}")
     for stage in map(stages.get, stages.names()):

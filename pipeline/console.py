@@ -30,7 +30,7 @@ def json(value: Any) -> None:
 
 def size(n: int) -> str:
     """A number of bytes in kilobytes or, from a thousand of them, megabytes."""
-    return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.1f} KB"
+    return f"{n / 1e6:.1f} MB" if n >= 999_950 else f"{n / 1e3:.1f} KB"
 
 
 def count(n: int, unit: str) -> str:

@@ -183,7 +183,7 @@ def test_an_altered_manifest_is_noticed_and_made_again(folder, few):
 def test_a_run_tells_of_a_manifest_that_cannot_be_read_before_it_makes_anything(folder):
     (folder / manifest.FILE).write_text("[")
     told, error = command("run", "--out", folder, "--batch", "0").stderr.splitlines()
-    assert f"{folder / manifest.FILE}: altered" in told and "to restore it, stop here" in told
+    assert f"{folder / manifest.FILE}: altered" in told and "stop now to restore it" in told
     assert "--batch" in error and (folder / manifest.FILE).read_text() == "["
 
 

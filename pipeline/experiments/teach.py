@@ -118,8 +118,9 @@ def _answers(checkpoint: Artifact, images: np.ndarray, views: int) -> np.ndarray
 
     how = Trainer.of(checkpoint.options)
     torch.set_num_threads(how.threads)
-    network = models.fast(pytorch.network(checkpoint), how.model.input)
-    vary = how.model.augment or augment
+    network, vary = pytorch.network(checkpoint), how.model.augment or augment
+    layout = models.memory_format(network, how.model.input)
+    network.to(memory_format=layout)
     strength = trainer.augmentation(how.recipe, how.recipe.epochs - 1)
     generator = torch.Generator().manual_seed(how.seed << 16)
 
@@ -129,7 +130,8 @@ def _answers(checkpoint: Artifact, images: np.ndarray, views: int) -> np.ndarray
             pixels = part.float() / 255
             if view and strength > 0:
                 pixels = vary(pixels, generator, how.recipe, strength)
-            logits.append(network(trainer.normalised(pixels, how.model)))
+            pixels = trainer.normalised(pixels, how.model)
+            logits.append(network(pixels.contiguous(memory_format=layout)))
         return torch.stack(logits).mean(0).flatten(1)
 
     parts = torch.from_numpy(images).split(graphs.batch_size(images))

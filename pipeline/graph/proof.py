@@ -76,9 +76,9 @@ class Proof:
             alone = part["seconds"][-1] / newest / 60  # minutes of an image on one core
             whole = max(alone * total / host.cores() / (LENIENT if n < PROBE else 1), alone * min(PROBE, total))
             if whole > minutes:
-                about = f"{whole:,.0f} minutes" if whole >= 2 else f"{60 * whole:.0f} seconds"
+                needed = console.count(round(whole), "minute") if whole >= 1 else f"{60 * whole:.1f} seconds"
                 console.say(
-                    f"{execution}: left out after {n} images: all {total:,} would take about {about}; "
+                    f"{execution}: left out after {n} images: all {total:,} would take {needed} or more; "
                     "`pipeline certify --certify-minutes` allows more"
                 )
                 return 0

@@ -97,8 +97,9 @@ def write(
         raise UsageError(f"{path or kind}: can't be put on record: {error}") from error
     if path is not None:
         with disk.held(path.parent):
-            remark_altered(path.parent)
-            records, _ = _load(path.parent)
+            records, intact = _load(path.parent)
+            if not intact:
+                console.say(f"{path.parent / FILE}: altered; records that can't be read are dropped")
             # Between the first two, a kill leaves the file without a record: not trusted, and not called altered.
             without = [(path.parent / FILE, _serialised(records))] if records.pop(path.name, None) else []
             records[path.name] = {**record, "record_sha256": _own(path.name, record)}
@@ -150,10 +151,9 @@ def names(folder: Path) -> list[str]:
     return sorted(name for name in _load(folder)[0] if kinds.is_file_name(name))
 
 
-def remark_altered(folder: Path) -> None:
-    """Say on stderr if a folder's manifest was altered, so that what can't be read in it is about to be lost."""
-    if not _load(folder)[1]:
-        console.say(f"{folder / FILE}: altered; records that can't be read are dropped: to restore it, stop here")
+def is_intact(folder: Path) -> bool:
+    """Tell whether a folder's manifest has the very form that `write` gives it, or isn't there."""
+    return _load(folder)[1]
 
 
 def recorded(folder: Path) -> list[Path]:

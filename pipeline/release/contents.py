@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import console
 from pipeline.data import mnist
 from pipeline.errors import CheckFailed, UsageError
 from pipeline.records import manifest
 from pipeline.records.forms import ModelCard
 from pipeline.records.manifest import Artifact
-from pipeline.stages import bench, certify, export, fold, half, quantize, train, verify
+from pipeline.stages import bench, export, fold, half, quantize, train, verify
 
 REPORT = "device-report.json"  # what `deploy` writes
 FORMS = (fold.KIND, half.KIND, quantize.KIND)  # the kinds that ship: an engine is for one device and made there
@@ -71,15 +70,7 @@ def gather(folder: Path) -> Contents:
         history=artifacts.get(("history", train.HISTORY.format(model=models.pop()))),
     )
     contents.against = list(_against(contents))
-    _remark_unused(contents.verification, forms)
     return contents
-
-
-def _remark_unused(verification: Artifact | None, forms: list[Artifact]) -> None:
-    """Say on stderr if a certificate came after the verification, which ships without what it proves."""
-    for made in certify.proven(forms, verification.facts.data.digests) if verification else ():
-        if verification.options.get("certificates", {}).get(made.name) != made.sha256:
-            console.say(f"{made.name}: newer than {verify.FILE}: `pipeline verify` takes it in, and so the release")
 
 
 def boards(folders: Sequence[Path], forms: list[Artifact]) -> dict[str, Artifact]:
@@ -149,7 +140,8 @@ def _chain_breaks(line: list[Artifact]) -> Iterator[str]:
         if not root.parents or not (root.kind == train.KIND or adopted):
             yield f"{root.name}: expected the record of what it was made from, {', '.join(root.parents) or 'unnamed'}"
         elif root.facts.model.data == "mnist" and not adopted and _pixels(root) != published:
-            yield f"{root.name}: not trained on all of MNIST, as with --limit: expected the published files"
+            received = ", ".join(f"{name} {sha256[:12]}…" for name, sha256 in root.parents.items())
+            yield f"{root.name}: expected all of MNIST as published (no --limit, no --hold-out), received {received}"
 
 
 def _pixels(root: Artifact) -> set[str]:

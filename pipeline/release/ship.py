@@ -23,7 +23,7 @@ from pipeline.records.releases import About, Release
 from pipeline.release import archives, files, provenance, signing, triton
 from pipeline.release.contents import Contents, boards, gather
 from pipeline.release.report import measures, pages
-from pipeline.stages import DEFAULTS, Data, images
+from pipeline.stages import DEFAULTS, Data, certify, images
 
 KIND = "release"
 NEEDS = ("onnxruntime", "matplotlib", "jinja2", "PIL")
@@ -73,6 +73,7 @@ def run(
     contents = gather(folder)
     contents.boards = boards(board, contents.forms)
     _refuse(folder, contents, unverified)
+    _remark_unused(contents)
     form, model = contents.forms[0], contents.model
     split, reference = images(form, data), form.facts.reference
     if split.digests != reference.digests:
@@ -131,6 +132,15 @@ def _target(contents: Contents, format: str, out: Path) -> tuple[Path, Path]:
 def _refuse(folder: Path, contents: Contents, unverified: bool) -> None:
     if contents.against and not unverified:
         raise CheckFailed(f"{folder}: {'; '.join(contents.against)}; --unverified ships it, marked as such")
+
+
+def _remark_unused(contents: Contents) -> None:
+    """Say on stderr if a certificate proves something that the verification doesn't have."""
+    if verification := contents.verification:
+        used = verification.options.get("certificates", {})
+        for made in certify.proven(contents.forms, verification.facts.data.digests):
+            if certify.of_all_images(made) and used.get(made.name) != made.sha256:
+                console.say(f"{made.name}: not in {verification.name}; run `pipeline verify` to have it in the release")
 
 
 def _public(form: Artifact) -> Artifact:

@@ -165,7 +165,7 @@ def _reason(error: Exception, log: str) -> str:
     """Return the library that couldn't be loaded and what the provider needs, if the log says so, else the error."""
     missing, needs = re.search(r"with error: (.+)", log), re.search(r"Require (.+?)\. Please", log)
     line = missing[1] if missing else " ".join(str(error).split())[:300]  # what is missing stands far behind
-    return line + (f"; it needs an NVIDIA GPU, {needs[1]}; --provider cpu doesn't" if needs else "")
+    return line + (f"; it needs an NVIDIA GPU, {needs[1]}; or use --provider cpu" if needs else "")
 
 
 def _arithmetic(graph: GraphProto, optimised: Path | None) -> str:

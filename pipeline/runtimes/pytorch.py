@@ -40,7 +40,7 @@ def network(artifact: Artifact) -> torch.nn.Module:
 
 
 class Session(base.Session):
-    """A checkpoint's network on the CPU. Eager, channels last if it runs so: what one gets from PyTorch as it is."""
+    """A checkpoint's network on the CPU. Eager, channels last if it can: what one gets from PyTorch as it is."""
 
     arithmetic = "float32"
 
@@ -53,7 +53,8 @@ class Session(base.Session):
         self._mean, self._std = (
             torch.tensor(each, dtype=torch.float32).view(-1, 1, 1) for each in (card.mean, card.std)
         )
-        self._network = models.fast(network(artifact), card.input)
+        layers = network(artifact)
+        self._network = layers.to(memory_format=models.memory_format(layers, card.input))
 
     def __exit__(self, *_: object) -> None:
         self._torch.set_num_threads(self._before)

@@ -164,8 +164,9 @@ def _card(file: Path, **values: object) -> ModelCard:
             what = re.sub("`(int|float)`", "a number", what)
             place = f"{file}: input" if field == "input" else f"--{field}"
             value = values[field]
-            value = ",".join(map(str, value)) if field in ("mean", "std") and isinstance(value, list) else repr(value)
-            what = f"{place}: {what}, received {value[:80]}"
+            if field in ("mean", "std") and isinstance(value, list):  # one number may stand for every channel
+                value = value if len(set(value)) > 1 else value[0]
+            what = f"{place}: {what}, received {value!r}"[:300]
         raise UsageError(what) from error
 
 

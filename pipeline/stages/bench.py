@@ -23,7 +23,7 @@ from pipeline.tensorrt import trtexec
 KIND, FILE = "latency", "latency.json"
 Quick = Annotated[
     bool,
-    "One twelfth of the requests, at most 2 s a form, no estimates: a quick look, not MLPerf-style or publishable.",
+    "One twelfth of the requests, 2 s a form and batch, no estimates: a quick look, not MLPerf-style or publishable.",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -95,7 +95,8 @@ def _forward(network: torch.nn.Module, card: ModelCard, path: str) -> None:
     import torch
 
     try:
-        output = models.output(network, card.input)
+        with torch.inference_mode():
+            output: Any = network(torch.zeros(2, *card.input))
     except Exception as error:
         raise CheckFailed(f"{path}: a batch [2, {', '.join(map(str, card.input))}] fails: {reason(error)}") from error
     expected = f"expected logits [2, {len(card.classes)}], one for each class"

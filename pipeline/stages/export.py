@@ -106,7 +106,9 @@ def export(network: torch.nn.Module, card: ModelCard, opset: int, name: str) -> 
     ends = [load.signature(value) for value in (*model.graph.input, *model.graph.output)]
     expected = [f"images uint8[batch,{shape}]", f"logits float32[batch,{len(card.classes)}]"]
     if ends != expected or metadata.opset(model) != opset:
-        fixed = "; `len(x)` in forward() fixes the batch, `x.shape[0]` doesn't" * ends[0].startswith("images uint8[2,")
+        fixed = ""
+        if ends[0].startswith("images uint8[2,"):
+            fixed = "; forward() fixes the batch, as `len(x)`, `int(x.shape[0])` and loops over x do: use x.shape[0]"
         raise CheckFailed(
             f"{name}: exported as {', '.join(ends)}, opset {metadata.opset(model)}: expected {', '.join(expected)}, "
             f"opset {opset}{fixed}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import re
@@ -82,45 +83,40 @@ def layers(network: torch.nn.Module, shape: Sequence[int]) -> list[Layer]:
 
     A module that is called several times counts its parameters once.
     """
+    import torch
+
     rows: list[Layer] = []
     counted = set()
 
     def note(module: torch.nn.Module, _: Any, output: Any) -> None:
         own = 0 if module in counted else sum(parameter.numel() for parameter in module.parameters())
         counted.add(module)
-        sizes = [-1, *output.shape[1:]] if hasattr(output, "shape") else []
+        sizes = [-1, *output.shape[1:]] if isinstance(output, torch.Tensor) else []
         rows.append(Layer(layer=type(module).__name__, output=sizes, parameters=own))
 
     hooks = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
+    training = network.training
     try:
-        output(network, shape)
+        with torch.inference_mode():
+            network.eval()(torch.zeros(2, *shape, device=next(network.parameters(), torch.zeros(0)).device))
     finally:
+        network.train(training)
         for hook in hooks:
             hook.remove()
     return rows
 
 
-def output(network: torch.nn.Module, shape: Sequence[int]) -> Any:
-    """Return what a network in evaluation mode gives for two black images; its state and random numbers stay as is."""
-    import torch
+def memory_format(network: torch.nn.Module, shape: Sequence[int]) -> torch.memory_format:
+    """Return channels last, in which convolutions take less time, if a network can run so; else contiguous.
 
-    training, device = network.training, next(network.parameters(), torch.zeros(0)).device
-    try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-            return network.eval()(torch.zeros(2, *shape, device=device))
-    finally:
-        network.train(training)
-
-
-def fast(network: torch.nn.Module, shape: Sequence[int]) -> torch.nn.Module:
-    """Return the network itself, its weights channels last in memory if it runs so: convolutions take less time.
-
-    A network that reshapes a convolution's output by `view` doesn't.
+    One that calls `view` on a convolution's output can't. A copy of the network is tried, on an input of this shape.
     """
     import torch
 
     try:
-        output(network.to(memory_format=torch.channels_last), shape)
-    except RuntimeError:
-        network.to(memory_format=torch.contiguous_format)
-    return network
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            copied = copy.deepcopy(network).eval().to("cpu", memory_format=torch.channels_last)
+            copied(torch.zeros(2, *shape).contiguous(memory_format=torch.channels_last))
+    except Exception:  # a forward pass may fail with any where its tensors are not contiguous
+        return torch.contiguous_format
+    return torch.channels_last

@@ -74,12 +74,8 @@ class Trainer:
         network = self.model.build(self.recipe.dropout).to(self.device)
         kind = getattr(torch, self.precision)
         how = network, kind, self.recipe.momentum, Loss(self.recipe)
-        step: Any
-        if self.device == "cpu" and onednn.usable(network, kind):
-            step = onednn.Step(*how)
-        else:
-            models.fast(network, self.model.input)
-            step = _Step(*how)
+        general = self.device != "cpu" or not onednn.usable(network, kind)
+        step = _Step(*how, models.memory_format(network, self.model.input)) if general else onednn.Step(*how)
         if begun:
             for name, tensor in state(network, step.momentum).items():
                 tensor.copy_(begun[name])
@@ -144,10 +140,12 @@ class Trainer:
         import torch.nn.functional as F
 
         def ready(images: torch.Tensor) -> torch.Tensor:
-            return normalised(images.to(self.device).float() / 255, self.model)
+            pixels = normalised(images.to(self.device).float() / 255, self.model)
+            return pixels.contiguous(memory_format=layout)
 
         _deterministic()
         network.eval()
+        layout = models.memory_format(network, self.model.input)
         with torch.inference_mode():
             parts = torch.from_numpy(test.images).split(run.batch_size(test.images))
             logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
@@ -157,10 +155,12 @@ class Trainer:
 class _Step:
     """A step as `onednn.Step` takes it, by autograd, for any network and device."""
 
-    def __init__(self, network: torch.nn.Module, kind: torch.dtype, momentum: float, loss: Loss) -> None:
+    def __init__(
+        self, network: torch.nn.Module, kind: torch.dtype, momentum: float, loss: Loss, layout: torch.memory_format
+    ) -> None:
         import torch
 
-        self._network, self._kind, self._loss = network, kind, loss
+        self._network, self._kind, self._loss, self._layout = network.to(memory_format=layout), kind, loss, layout
         self._optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=momentum)
         self.momentum = [torch.zeros_like(parameter) for parameter in network.parameters()]
         for parameter, buffer in zip(network.parameters(), self.momentum, strict=True):
@@ -173,7 +173,7 @@ class _Step:
 
         self._optimizer.param_groups[0]["lr"] = lr
         with torch.autocast(images.device.type, self._kind, enabled=self._kind is not torch.float32):
-            logits = self._network(images).flatten(1).float()
+            logits = self._network(images.contiguous(memory_format=self._layout)).flatten(1).float()
         loss, gradient = self._loss(logits.detach(), labels, teacher)
         self._optimizer.zero_grad()
         logits.backward(gradient)

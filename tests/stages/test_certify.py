@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -161,10 +162,10 @@ def test_executions_that_are_not_known_are_refused(chain, tmp_path, executions):
 def test_one_that_takes_too_long_is_left_out_after_the_first_images(half, some, tmp_path, capsys):
     (row,) = certify.run(half, out=tmp_path, data=some, executions="A1", certify_minutes=1e-9).facts.rows
     assert (row.images, row.at_least) == (proof.FIRST, row.right / 60)
-    assert "A1: left out after 2 images: all 60 would take about" in capsys.readouterr().err
+    assert "A1: left out after 2 images: all 60 would take " in capsys.readouterr().err
     assert verify.run(half, data=some, gate=0).facts.certified == []
     shown = command("show", tmp_path / "mnist_cnn.certificate.json")
-    assert "2 of 2, 58 left out" in shown.stdout
+    assert re.search(r"2 of 2, 58 left out +\d +– +–", shown.stdout), "shares of two images tell nothing"
     words = ["certify", half.path, "--data", some, "--out", tmp_path, "--executions", "A1"]
     on = command(*words, "--certify-minutes", "inf")
     assert on.returncode == 0 and "going on from it" in on.stderr and "left out" not in on.stdout
@@ -182,6 +183,7 @@ def test_one_that_takes_too_long_is_left_out_after_the_first_images(half, some, 
         (10_000, [8.0], 2, 30, 0),
         (10_000, [1.0, 3.0], 2, 30, 500),  # 17 minutes on two cores
         (10_000, [1.0, 9.0], 2, 30, 0),  # 42 minutes
+        (10_000, [7.0, 6.0], 2, 30, 500),  # 28 minutes: without the first two, which warm up
         (10_000, [1.0, 9.0], 4, 30, 500),  # 21 minutes on four
         (70, [400.0], 64, 30, 0),  # the first twenty alone take over an hour
         (70, [4.0, 36.0], 2, 30, 50),

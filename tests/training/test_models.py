@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from pipeline import Recipe
@@ -68,3 +69,38 @@ def test_its_grid_is_pytorchs():
     affine = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
     expected = torch.nn.functional.affine_grid(affine, [5, 1, 20, 28], align_corners=False)
     torch.testing.assert_close(augmentation._grid(affine, 20, 28), expected)
+
+
+class Flat(torch.nn.Module):
+    """Two channels of a convolution, as one row: by `flatten`, or by what needs the row in one piece in memory."""
+
+    def __init__(self, row):
+        super().__init__()
+        self.conv, self.norm, self.row = torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2), row
+        self.norm.eval()
+
+    def forward(self, images):
+        return self.row(self.norm(self.conv(images)))
+
+
+def _contiguous(x):
+    if not x.is_contiguous():
+        raise TypeError("not contiguous")
+    return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (lambda x: x.flatten(1), torch.channels_last),
+        (lambda x: x.view(x.shape[0], -1), torch.contiguous_format),
+        (_contiguous, torch.contiguous_format),
+    ],
+)
+def test_channels_come_last_in_memory_where_a_network_runs_so(row, expected):
+    network = Flat(row).train()
+    network.norm.eval()
+    before, random = network.norm.running_mean.clone(), torch.random.get_rng_state()
+    assert models.memory_format(network, (3, 8, 8)) is expected
+    assert network.training and not network.norm.training and network.norm.running_mean.equal(before)
+    assert network.conv.weight.is_contiguous() and torch.random.get_rng_state().equal(random)
