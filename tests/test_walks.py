@@ -264,7 +264,7 @@ def _by_the_batch(model: onnx.ModelProto) -> None:
         (lambda model: None, ["--classes", "names.txt"], 2, "--classes names.txt: expected two or more different names, or a text file with one per line; there is no such file"),
         (lambda model: None, ["--version", "1/2"], 2, "--version: expected letters, digits, points, dashes and underscores, received '1/2'"),
         (lambda model: None, ["--name", "../x"], 2, "--name: expected letters, digits and underscores, received '../x'"),
-        (lambda model: None, ["--std", "0"], 2, "--std: expected a number >= 1e-12, received [0.0, 0.0, 0.0]"),
+        (lambda model: None, ["--std", "0"], 2, "--std: expected a number >= 1e-12, received 0.0"),
         (lambda model: None, ["--gate", "99"], 2, "--gate: expected a number <= 1.0, received 99"),
         (lambda model: None, ["--data", ""], 2, "expected a value, received nothing"),
         (lambda model: None, ["--data", "nowhere"], 2, "nowhere: no such file or folder"),
