@@ -56,6 +56,8 @@ def _model(folder: Path) -> str:
         if manifest.claimed_kind(path) in runtimes.kinds():
             with contextlib.suppress(PipelineError):  # an altered record names nothing
                 found.add(manifest.recall(path).facts.model.name)
+    with contextlib.suppress(PipelineError):  # as a device's folder has it, which has no forms
+        found = found or {manifest.read(folder / "verification.json").facts.model}
     if len(found) > 1:
         raise UsageError(f"{folder}: has forms of {', '.join(sorted(found))}: expected --model to name one")
     return next(iter(found), models.DEFAULT)
@@ -140,12 +142,6 @@ def outdated(
 def maker(artifact: Artifact) -> str:
     """The stage that makes artifacts of this kind."""
     return next(name for name in stages.names() if artifact.kind == stages.get(name).KIND)
-
-
-def refuse_altered(links: list[Link]) -> None:
-    """CheckFailed if a link is altered, with what was expected and received."""
-    if altered := [link.why for link in links if link.state == ALTERED]:
-        raise CheckFailed("; ".join(altered))
 
 
 def run(

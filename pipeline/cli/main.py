@@ -150,6 +150,8 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
 
     Exits 1 if one is altered. A file that no stage makes by itself is "recorded": unaltered, as its record has it.
     """
+    if not manifest.is_intact(folder) and not manifest.names(folder):
+        raise CheckFailed(f"{folder / manifest.FILE}: altered; {manifest.AGAIN}")
     links = chain.status(folder, model)
     there = [link for link in links if link.state != chain.MISSING]
     if not there and not (folder / manifest.FILE).exists():
@@ -158,13 +160,19 @@ def status(folder: Path, model: str | None, as_json: bool) -> None:
         raise UsageError(f"--model {model}: expected one whose files are in {folder}")
     rows = [{"stage": link.stage, "file": link.path.name, "state": link.state, "why": link.why} for link in links]
     shown.rows(rows, str(folder), as_json)
-    chain.refuse_altered(links)
+    if altered := [link.why for link in links if link.state == chain.ALTERED]:
+        raise CheckFailed("; ".join(altered))
 
 
 @cli.command("models", cls=Command, context_settings=SETTINGS, params=[parameters.json_option()])
 def list_models(as_json: bool) -> None:
     """List the models: files in ./models, and the project's own."""
-    cards = [models.get(name).card(name) for name in models.names()]
+    cards = []
+    for name in models.names():
+        try:
+            cards.append(models.get(name).card(name))
+        except PipelineError as error:
+            console.say(f"left out: {error}")
     shown.rows([{"name": card.name, "title": card.title, "gate": card.gate} for card in cards], "models", as_json)
 
 

@@ -99,7 +99,7 @@ def summary(facts: Here) -> dict[str, str]:
     """Describe a machine in words, by part; "no" or "none" for what it lacks."""
     about, board, gpu, ort = facts.machine, facts.jetson, facts.gpu, facts.onnxruntime
     return {
-        "processor": f"{about.processor}, {about.cores} cores, {about.architecture}, {about.system}",
+        "processor": f"{about.processor}, {console.count(about.cores, 'core')}, {about.architecture}, {about.system}",
         "Python": about.python or "?",
         "Jetson": f"{board}, {board.release}" if board else "no",
         "GPU": f"{gpu.name}, compute capability {gpu.capability}, CUDA {gpu.driver}" if gpu else "none",

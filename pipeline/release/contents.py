@@ -54,8 +54,13 @@ def gather(folder: Path) -> Contents:
     """
     if folder.is_file():
         raise UsageError(f"{folder}: is a file: expected the folder it lies in, {folder.parent}")
+    if not manifest.is_intact(folder):
+        raise CheckFailed(f"{folder / manifest.FILE}: altered; {manifest.AGAIN}")
     artifacts = {(each.kind, each.name): each for each in map(manifest.read, manifest.recorded(folder))}
     forms = sorted((each for each in artifacts.values() if each.kind in FORMS), key=lambda each: FORMS.index(each.kind))
+    verification = artifacts.get((verify.KIND, verify.FILE))
+    if verification and len({form.facts.model.name for form in forms}) > 1:  # the last that a run went through
+        forms = [form for form in forms if form.facts.model.name == verification.facts.model]
     if not forms:
         raise UsageError(f"{folder}: expected an ONNX file to ship, with its record; `pipeline run` makes it")
     models = {form.facts.model.name for form in forms}
@@ -65,7 +70,7 @@ def gather(folder: Path) -> Contents:
     contents = Contents(
         forms,
         _ancestors(forms, folder),
-        verification=artifacts.get((verify.KIND, verify.FILE)),
+        verification=verification,
         latency=artifacts.get((bench.KIND, bench.FILE)),
         history=artifacts.get(("history", train.HISTORY.format(model=models.pop()))),
     )
@@ -121,7 +126,7 @@ def _against(contents: Contents) -> Iterator[str]:
     else:
         yield from proof_gaps(contents.verification, contents.forms)
     if contents.latency is None:
-        yield f"{bench.FILE}: missing: expected these files' latency; `pipeline bench` measures it"
+        yield f"{bench.FILE}: missing: expected these files' latency; `pipeline bench` without options measures it"
     else:
         yield from _other_bytes(contents.latency, contents.forms, "pipeline bench")
 

@@ -105,7 +105,8 @@ def run(
         shipped = _folder(contents, split, answers)
         shipped |= {name: path.read_bytes() for name, path in timed.items()}
     shipped[files.ABOUT] = _json(kinds.plain(about))
-    shipped["LICENSE"] = _licence()
+    if model.licence == "MIT":  # else it is for its owner to add one
+        shipped["LICENSE"] = _licence()
     shipped["provenance.json"] = _json(provenance.statement(contents, shipped, builder))
     with files.staged(target, shipped) as part:
         if signed:

@@ -82,6 +82,8 @@ def run(
     split = imagesets.load(data, "test", card.input, card.classes)
     if sources.has_training_images(data):
         imagesets.remark_shared(split, imagesets.load(data, "train", card.input, card.classes))
+    else:
+        console.say(f"--data {data}: has no training images, which `half` and `quantize` ask for: give those --data")
     expected = _answers(original, card, channels_last, batch, split.images, str(file))
     right = expected.argmax(1) == split.labels
     if right.mean() <= 1 / len(names):

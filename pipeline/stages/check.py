@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline import console
 from pipeline.errors import CheckFailed, reason
-from pipeline.graph import load, passes
+from pipeline.graph import adopt, load, passes
 from pipeline.records import manifest
 from pipeline.records.forms import Check, ModelCard
 from pipeline.records.manifest import Artifact
@@ -53,7 +53,10 @@ def _facts(name: str, path: str, _: int) -> Check:
     card = loaded.card(name)
     network = _built(loaded, path)
     _forward(network, card, path)
+    _augments(loaded, path)
     graph = export.export(network, card, 18, path)
+    if activation := adopt.last_activation(graph):
+        console.say(f"{path}: ends with {activation}, but the loss takes logits: expected none; training suffers")
     found = Check(
         model=card,
         layers=models.layers(network, card.input),
@@ -74,7 +77,7 @@ def _built(loaded: Model, path: str) -> torch.nn.Module:
         raise CheckFailed(f"{path}: network is a module: expected a class or function that makes one")
     try:
         network = loaded.build()
-    except Exception as error:  # whatever a model file does wrong
+    except (Exception, SystemExit) as error:  # whatever a model file does wrong
         raise CheckFailed(f"{path}: network() fails: {reason(error)}") from error
     if not isinstance(network, torch.nn.Module):
         raise CheckFailed(f"{path}: network() gives {type(network).__name__}: expected a torch.nn.Module")
@@ -91,17 +94,21 @@ def _built(loaded: Model, path: str) -> torch.nn.Module:
 
 
 def _forward(network: torch.nn.Module, card: ModelCard, path: str) -> None:
-    """CheckFailed unless a batch of two gives logits `[2, classes]`, or `[2, classes, 1, 1]`."""
+    """CheckFailed unless two images get logits `[2, classes]`, or `[2, classes, 1, 1]`, and one alone the same."""
     import torch
 
+    images, n = torch.randn(2, *card.input, generator=torch.Generator().manual_seed(0)), 2
     try:
         with torch.inference_mode():
-            output: Any = network(torch.zeros(2, *card.input))
-    except Exception as error:
-        raise CheckFailed(f"{path}: a batch [2, {', '.join(map(str, card.input))}] fails: {reason(error)}") from error
+            output: Any = network(images)
+            n = 1
+            alone: Any = network(images[:1])
+    except (Exception, SystemExit) as error:
+        raise CheckFailed(f"{path}: a batch [{n}, {', '.join(map(str, card.input))}] fails: {reason(error)}") from error
     expected = f"expected logits [2, {len(card.classes)}], one for each class"
     if not isinstance(output, torch.Tensor):
-        kind = f"{len(output)} outputs" if isinstance(output, tuple | list | dict) else type(output).__name__
+        several = isinstance(output, tuple | list | dict)
+        kind = f"a {type(output).__name__} of {len(output)}" if several else type(output).__name__
         raise CheckFailed(f"{path}: the network gives {kind}: {expected}")
     shape = list(output.shape)
     if shape[:2] != [2, len(card.classes)] or any(edge != 1 for edge in shape[2:]):
@@ -110,6 +117,28 @@ def _forward(network: torch.nn.Module, card: ModelCard, path: str) -> None:
         )
         what = " (one number, as for regression)" if shape == [2, 1] else what
         raise CheckFailed(f"{path}: the network gives {shape}{what}: {expected}")
+    if list(alone.shape) != (single := [1, *shape[1:]]):
+        raise CheckFailed(f"{path}: one image alone gives {list(alone.shape)}: expected {single}")
+    if not output.isfinite().all():
+        raise CheckFailed(f"{path}: the network, untrained, gives logits that are not finite numbers")
+    if not torch.allclose(output[:1], alone, rtol=0, atol=1e-3 * float(output.abs().max())):
+        raise CheckFailed(f"{path}: an answer depends on the batch's other images, or on chance: expected neither")
+
+
+def _augments(loaded: Model, path: str) -> None:
+    """CheckFailed unless a model's own augmentation takes two images, and gives as many of the same shape."""
+    import torch
+
+    if loaded.augment is None:
+        return
+    images = torch.rand(2, *loaded.input)
+    try:
+        shape = list(loaded.augment(images.clone(), torch.Generator(), loaded.recipes["default"], 1.0).shape)
+    except (Exception, SystemExit) as error:
+        taken = "expected augment(pixels, generator, recipe, strength)"
+        raise CheckFailed(f"{path}: augment fails: {reason(error)}: {taken}") from error
+    if shape != list(images.shape):
+        raise CheckFailed(f"{path}: augment gives {shape}: expected {list(images.shape)}")
 
 
 def show(check: Artifact) -> None:

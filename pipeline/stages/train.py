@@ -6,6 +6,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from pipeline import console
 from pipeline.data import imagesets
 from pipeline.data import sources as image_sources
 from pipeline.data.imagesets import ImageSet
-from pipeline.errors import PipelineError
+from pipeline.errors import CheckFailed, PipelineError
 from pipeline.records import code, manifest
 from pipeline.records.forms import Checkpoint, Reference, Taught
 from pipeline.records.manifest import Artifact
@@ -98,6 +99,8 @@ def run(
     trained = check.model(model)
     train, measured = imagesets.split(data or trained.data, trained.input, trained.classes, hold_out, limit)
     imagesets.remark_shared(measured, train)
+    if missing := len(trained.classes) - len(set(train.labels.tolist())):
+        console.say(f"{train.name}: {missing} of {len(trained.classes)} classes have none of the {len(train)} images")
     numbers = {"teacher_weight": teacher_weight, "temperature": temperature}
     taught, unused = teaching.find(model, labels, train, numbers)
     if unused:
@@ -172,6 +175,8 @@ def _epochs(
     begun, history = snapshot.resume(kept, options, resume)
     teacher = teaching.unpack(taught) if taught else None
     for network, figures, state in trainer.fit(train.images, train.labels, teacher, begun, len(history)):
+        if not math.isfinite(figures["train_loss"]):
+            raise CheckFailed(f"epoch {figures['epoch']}: the loss is {figures['train_loss']}: expected a smaller --lr")
         loss, predictions = trainer.measure(network, measured)
         correct, n = int((predictions == measured.labels).sum()), len(measured)
         what = "Held-out set" if options["hold_out"] else "Test set"
@@ -235,8 +240,8 @@ def _table(rows: list[dict[str, Any]]) -> bytes:
 
 def show(checkpoint: Artifact) -> None:
     """Print the result of a training in a line."""
-    facts = checkpoint.facts
+    facts, what = checkpoint.facts, "held-out" if checkpoint.options["hold_out"] else "test"
     console.result(
         f"{facts.parameters:,} parameters; last epoch: train accuracy {facts.train_accuracy:.2%}, "
-        f"test accuracy {facts.test_accuracy:.2%}"
+        f"{what} accuracy {facts.test_accuracy:.2%}"
     )

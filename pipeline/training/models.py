@@ -68,7 +68,7 @@ def _load(path: Path, _: int) -> Model:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a model file does wrong
+    except (Exception, SystemExit) as error:  # whatever a model file does wrong
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = lines[-1] if lines else getattr(error, "lineno", "?")  # a file with a syntax error has no frame
         raise UsageError(f"{path}:{line}: the model file can't be loaded: {reason(error)}") from error
@@ -117,6 +117,6 @@ def memory_format(network: torch.nn.Module, shape: Sequence[int]) -> torch.memor
         with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             copied = copy.deepcopy(network).eval().to("cpu", memory_format=torch.channels_last)
             copied(torch.zeros(2, *shape).contiguous(memory_format=torch.channels_last))
-    except Exception:  # a forward pass may fail with any where its tensors are not contiguous
+    except (Exception, SystemExit):  # a forward pass may fail with any where its tensors are not contiguous
         return torch.contiguous_format
     return torch.channels_last

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import console
 from pipeline.data.imagesets import ImageSet
+from pipeline.errors import CheckFailed, reason
 from pipeline.graph import run
 from pipeline.machine import host as machine
 from pipeline.training import models
@@ -172,8 +173,11 @@ class _Step:
         import torch
 
         self._optimizer.param_groups[0]["lr"] = lr
-        with torch.autocast(images.device.type, self._kind, enabled=self._kind is not torch.float32):
-            logits = self._network(images.contiguous(memory_format=self._layout)).flatten(1).float()
+        try:
+            with torch.autocast(images.device.type, self._kind, enabled=self._kind is not torch.float32):
+                logits = self._network(images.contiguous(memory_format=self._layout)).flatten(1).float()
+        except (RuntimeError, TypeError, ValueError, SystemExit) as error:  # in evaluation mode and float32 it ran
+            raise CheckFailed(f"the network fails in training, in {self._kind}: {reason(error)}") from error
         loss, gradient = self._loss(logits.detach(), labels, teacher)
         self._optimizer.zero_grad()
         logits.backward(gradient)

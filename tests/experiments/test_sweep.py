@@ -184,6 +184,7 @@ def test_a_drawn_sweep_ends(few, tmp_path, here, sampler):
         (["--seed", "65536"], "--seed: expected 0 to 65535"),
         (["--gamma", "2"], "--gamma: expected 0 to 1"),
         (["--hold-out", "0"], "--hold-out: expected 1 or more"),
+        (["--hold-out", "60000"], "--hold-out 60000: expected fewer than the"),
         (["--storage", "nonsense"], "--storage nonsense: cannot be used"),
         (["--storage", "postgresql://me:secret@localhost:1/x"], "--storage postgresql://localhost:1/x: cannot"),
         (["--storage", "postgresql://me:a/secret:b@host:port/x?password=secret"], "cannot be used"),
@@ -195,7 +196,7 @@ def test_a_drawn_sweep_ends(few, tmp_path, here, sampler):
     ],
 )
 def test_wrong_use_is_one_line(few, tmp_path, arguments, text):
-    error = one_line(command("sweep", "--data", few, "--out", tmp_path, *arguments), 2)
+    error = one_line(command("sweep", "--data", few, "--out", tmp_path, "--hold-out", "100", *arguments), 2)
     assert text in error and "secret" not in error
 
 

@@ -205,7 +205,24 @@ def test_wrong_use_is_one_line(spoilt, tmp_path):
     assert "no such folder" in refused("nowhere")
     card = manifest.read(spoilt / "mnist_cnn.fp16.onnx").facts.model
     rewrite(spoilt / "mnist_cnn.fp16.onnx", model=msgspec.structs.replace(card, name="other"))
+    (spoilt / "verification.json").unlink()
     assert "all of one model" in refused(spoilt)
+
+
+def test_of_two_models_in_a_folder_the_verified_one_is_shipped(chain, tmp_path):
+    shutil.copytree(chain, tmp_path / "chain")
+    form = manifest.read(chain / "mnist_cnn.onnx")
+    other = msgspec.structs.replace(form.facts, model=msgspec.structs.replace(form.facts.model, name="other"))
+    manifest.write(tmp_path / "chain/other.onnx", manifest.content(form), facts=other, parents=form.parents)
+    found = contents.gather(tmp_path / "chain")
+    assert {each.name for each in found.forms} == {f"mnist_cnn{end}" for end in (".onnx", ".fp16.onnx", ".int8.onnx")}
+    assert found.model.name == "mnist_cnn" and "other.onnx" not in {each.name for each in found.line}
+
+
+def test_a_manifest_that_cannot_be_read_is_told_not_a_missing_file(spoilt, tmp_path):
+    (spoilt / manifest.FILE).write_text("[")
+    assert f"{spoilt / manifest.FILE}: altered" in one_line(command("ship", spoilt, "--out", tmp_path), 1)
+    assert f"{spoilt / manifest.FILE}: altered" in one_line(command("status", spoilt), 1)
 
 
 def test_the_provenance_is_an_in_toto_statement_that_reaches_the_pixels(shipped):

@@ -81,6 +81,26 @@ def test_what_cannot_be_put_on_record_is_found_by_the_check(tmp_path, monkeypatc
     assert "many.py: can't be put on record" in one_line(command("train", "many", cwd=tmp_path), 1)
 
 
+@pytest.mark.parametrize(
+    ("augment", "expected"),
+    [
+        ("lambda x: x", "augment fails: <lambda>() takes 1 positional argument but 4 were given"),
+        ("lambda x, *_: x[:1]", "augment gives [1, 1, 28, 28]: expected [2, 1, 28, 28]"),
+    ],
+)
+def test_an_augmentation_that_fails_is_found_before_the_training(tmp_path, augment, expected):
+    written(tmp_path, "net", "lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10))")
+    path = tmp_path / "models/net.py"
+    path.write_text(path.read_text().replace("MODEL = Model(", f"MODEL = Model(augment={augment}, "))
+    assert expected in one_line(check(tmp_path), 1)
+
+
+def test_a_softmax_at_the_end_is_told(tmp_path):
+    written(tmp_path, "net", "lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))")
+    checked = check(tmp_path)
+    assert checked.returncode == 0 and "ends with Softmax, but the loss takes logits" in checked.stderr
+
+
 def test_a_class_with_a_residual_sum_passes(tmp_path):
     written(tmp_path, "net", "Net", MODULE.format(result=POOLED))
     assert check(tmp_path).returncode == 0
@@ -89,8 +109,8 @@ def test_a_class_with_a_residual_sum_passes(tmp_path):
 @pytest.mark.parametrize(
     ("network", "code", "expected"),
     [
-        ("Net", MODULE.format(result=f"({POOLED}, x)"), "gives 2 outputs: expected logits"),
-        ("Net", MODULE.format(result=f"{{'logits': {POOLED}}}"), "gives 1 outputs: expected logits"),
+        ("Net", MODULE.format(result=f"({POOLED}, x)"), "gives a tuple of 2: expected logits"),
+        ("Net", MODULE.format(result=f"{{'logits': {POOLED}}}"), "gives a dict of 1: expected logits"),
         ("Net", MODULE.replace("(self, x)", "(self, x, y)").format(result=POOLED), "takes x, y: expected one input"),
         ("lambda: nn.Sequential(C(1, 10, 3))", "", "a map for each class, as for segmentation"),
         ("lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 1))", "", "one number, as for regression"),
@@ -100,7 +120,12 @@ def test_a_class_with_a_residual_sum_passes(tmp_path):
          "PyTorch can't export it"),
         ("lambda: nn.Sequential(C(1, 8, 3), B(8, track_running_stats=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), "
          "nn.Linear(8, 10))", "", "1 is a BatchNorm without running statistics"),
-        ("Net", MODULE.format(result="self.d(x.amax((2, 3)).view(len(x), -1))"), "`len(x)` in forward() fixes"),
+        ("Net", MODULE.format(result="self.d(x.amax((2, 3)).view(len(x), -1))"), "forward() fixes the batch, as"),
+        ("Net", MODULE.format(result="self.d((x - x.mean(0)).amax((2, 3)))"), "depends on the batch's other images"),
+        ("Net", MODULE.format(result="self.d(x.amax((2, 3))).squeeze()"), "alone gives [10]: expected [1, 10]"),
+        ("Net", MODULE.format(result="self.d(x.amax((2, 3))) / 0"), "logits that are not finite numbers"),
+        ("Net", MODULE.format(result="exit(3)"), "a batch [2, 1, 28, 28] fails: 3"),
+        ("lambda: exit(3)", "", "network() fails: 3"),
         ("lambda: 3", "", "gives int: expected a torch.nn.Module"),
         ("lambda: 1 / 0", "", "network() fails: division by zero"),
         ("lambda: nn.Flatten()", "", "has no parameters"),

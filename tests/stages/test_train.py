@@ -238,3 +238,17 @@ def test_images_that_are_not_there_are_told_before_the_network_is_checked(name, 
     monkeypatch.setattr(check, "model", lambda _: pytest.fail("the network was checked"))
     error = one_line(command(name, "--data", "nowhere", "--out", tmp_path), 2)
     assert "--data nowhere: no such file or folder: expected mnist, " in error
+
+
+def test_a_training_that_diverges_says_so_and_leaves_no_checkpoint(few, tmp_path):
+    words = ["--data", few, "--epochs", "1", "--out", tmp_path, "--labels", "hard", "--lr", "1e30"]
+    assert "epoch 1: the loss is nan: expected a smaller --lr" in one_line(command("train", *words), 1)
+    assert not (tmp_path / "mnist_cnn.safetensors").exists()
+
+
+def test_classes_without_an_image_to_train_on_are_told(few, tmp_path, capsys):
+    train.run("mnist_cnn", out=tmp_path, data=str(few), limit=5, epochs=1, hold_out=10, train_threads=1)
+    missing = 10 - len(np.unique(imagesets.split(str(few), (1, 28, 28), DIGITS, 10, 5)[0].labels))
+    assert missing > 0 and f"{missing} of 10 classes have none of the 5 images" in capsys.readouterr().err
+    train.show(manifest.read(tmp_path / "mnist_cnn.safetensors"))
+    assert "held-out accuracy" in capsys.readouterr().out

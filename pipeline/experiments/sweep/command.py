@@ -75,7 +75,10 @@ def run(
     train.expect(data=data)
     checked = check.model(model)
     source = data or checked.data
-    parents = imagesets.load(source, "train", checked.input, checked.classes).digests
+    images = imagesets.load(source, "train", checked.input, checked.classes)
+    if hold_out >= len(images):
+        raise UsageError(f"--hold-out {hold_out}: expected fewer than the {len(images)} images of {images.name}")
+    parents = images.digests
     digest = disk.digest(models.file(model))
     out.mkdir(parents=True, exist_ok=True)
     database = Storage(storage or f"sqlite:///{out / STORAGE}", name, grace)
