@@ -175,9 +175,10 @@ def _epochs(
     begun, history = snapshot.resume(kept, options, resume)
     teacher = teaching.unpack(taught) if taught else None
     for network, figures, state in trainer.fit(train.images, train.labels, teacher, begun, len(history)):
-        if not math.isfinite(figures["train_loss"]):
-            raise CheckFailed(f"epoch {figures['epoch']}: the loss is {figures['train_loss']}: expected a smaller --lr")
         loss, predictions = trainer.measure(network, measured)
+        if not math.isfinite(loss + figures["train_loss"]):
+            losses = f"{figures['train_loss']:g}, on {measured.name} {loss:g}"
+            raise CheckFailed(f"epoch {figures['epoch']} ends with a loss of {losses}: try a smaller --lr")
         correct, n = int((predictions == measured.labels).sum()), len(measured)
         what = "Held-out set" if options["hold_out"] else "Test set"
         console.say(f"{what}: Average loss: {loss:.4f}, Accuracy: {correct}/{n} ({correct / n:.2%})\n")
