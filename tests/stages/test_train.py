@@ -243,7 +243,7 @@ def test_images_that_are_not_there_are_told_before_the_network_is_checked(name, 
 def test_a_training_that_diverges_says_so_and_leaves_no_checkpoint(few, tmp_path):
     words = ["--data", few, "--epochs", "1", "--out", tmp_path, "--labels", "hard", "--lr", "1000"]
     error = one_line(command("train", *words), 1)
-    assert "epoch 1 ends with a loss of 2.30259, on " in error and "nan: try a smaller --lr" in error
+    assert "epoch 1 ends with a loss of " in error and "nan: try a smaller --lr" in error
     assert not (tmp_path / "mnist_cnn.safetensors").exists()
 
 
