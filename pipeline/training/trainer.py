@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -76,7 +77,7 @@ class Trainer:
         kind = getattr(torch, self.precision)
         how = network, kind, self.recipe.momentum, Loss(self.recipe)
         general = self.device != "cpu" or not onednn.usable(network, kind)
-        step = _Step(*how, models.memory_format(network, self.model.input)) if general else onednn.Step(*how)
+        step = _Step(*how, self._layout) if general else onednn.Step(*how)
         if begun:
             for name, tensor in state(network, step.momentum).items():
                 tensor.copy_(begun[name])
@@ -86,6 +87,11 @@ class Trainer:
             network.train()
             figures = self._epoch(step, pixels, targets, answers, epoch)
             yield network, figures, copied(state(network, step.momentum))
+
+    @functools.cached_property
+    def _layout(self) -> torch.memory_format:
+        """How images and weights lie in memory: the same for all epochs, so it is tried once, on another network."""
+        return models.memory_format(self.model.build(), self.model.input)
 
     def _epoch(
         self, step: Step, pixels: torch.Tensor, targets: torch.Tensor, teacher: torch.Tensor | None, epoch: int
@@ -141,12 +147,10 @@ class Trainer:
         import torch.nn.functional as F
 
         def ready(images: torch.Tensor) -> torch.Tensor:
-            pixels = normalised(images.to(self.device).float() / 255, self.model)
-            return pixels.contiguous(memory_format=layout)
+            return normalised(images.to(self.device).float() / 255, self.model).contiguous(memory_format=self._layout)
 
         _deterministic()
         network.eval()
-        layout = models.memory_format(network, self.model.input)
         with torch.inference_mode():
             parts = torch.from_numpy(test.images).split(run.batch_size(test.images))
             logits = torch.cat([network(ready(part)).flatten(1).cpu() for part in parts])
